@@ -1,0 +1,6 @@
+"""Finish the training of neural networks with a few precise second-order steps."""
+
+from latephase.optimizer import HessianFree
+from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
+
+__all__ = ["CGStop", "Counts", "HessianFree", "Outcome", "StepRecord", "StepUndoneWarning"]

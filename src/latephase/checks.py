@@ -1,0 +1,96 @@
+"""Checks of arguments: each returns the value it was given, or names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Check for True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """Check for one of the ``allowed`` words."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+    return str(value)
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """Check for an integer ≥ 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer ≥ 1, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be ≥ 1, not {value!r}")
+    return int(value)
+
+
+def non_negative(name: str, value: Any) -> float:
+    """Check for a finite number ≥ 0."""
+    return _in_range(name, value, 0.0, math.inf)
+
+
+def fraction(name: str, value: Any) -> float:
+    """Check for a number in [0, 1]."""
+    return _in_range(name, value, 0.0, 1.0)
+
+
+def positive_bounds(name: str, value: Any) -> tuple[float, float]:
+    """Check for a pair 0 < lower ≤ upper, both finite."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair (lower, upper), not {value!r}")
+    lower, upper = (_in_range(f"{name}[{i}]", bound, 0.0, math.inf) for i, bound in enumerate(value))
+    if not 0.0 < lower <= upper:
+        raise ValueError(f"{name} must satisfy 0 < lower ≤ upper, not {value!r}")
+    return lower, upper
+
+
+def real_vector(name: str, value: Any, like: Tensor) -> Tensor:
+    """Check for a real floating-point vector with the shape and device of ``like``; return it in its dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {tuple(like.shape)}, not {type(value).__name__}")
+    if value.shape != like.shape or value.device != like.device or not value.is_floating_point():
+        raise ValueError(
+            f"{name} must be a real floating-point tensor of shape {tuple(like.shape)} on {like.device}, "
+            f"not of shape {tuple(value.shape)} and dtype {value.dtype} on {value.device}"
+        )
+    return value.detach().to(like.dtype)
+
+
+def function(name: str, value: Any) -> Callable[..., Any]:
+    """Check for something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
+    return value
+
+
+def vector_map(name: str, mapping: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    """Wrap a function ``v -> w`` so that each w is checked like :func:`real_vector`."""
+
+    function(name, mapping)
+
+    def checked(v: Tensor) -> Tensor:
+        return real_vector(f"the result of {name}", mapping(v), like=v)
+
+    return checked
+
+
+def _in_range(name: str, value: Any, lower: float, upper: float) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    number = float(value)
+    if not lower <= number <= upper or math.isinf(number):
+        allowed = f"≥ {lower:g} and finite" if math.isinf(upper) else f"in [{lower:g}, {upper:g}]"
+        raise ValueError(f"{name} must be {allowed}, not {value!r}")
+    return number

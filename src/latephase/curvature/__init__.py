@@ -1,0 +1,45 @@
+"""Matrix-free products with curvature matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from latephase.curvature.ggn import GGN
+from latephase.curvature.hessian import Hessian
+from latephase.curvature.point import Forward, evaluate
+from latephase.parameters import Parameters
+
+__all__ = ["GGN", "Hessian", "ggn", "hessian"]
+
+
+def ggn(forward: Forward, params: Iterable[Tensor]) -> GGN:
+    """The generalised Gauss-Newton matrix of a loss at the present parameters, as an operator.
+
+    Args:
+        forward: Returns ``(loss, outputs)``; called once.
+        params: The parameters to differentiate by, in the order of the vectors' entries. P entries in all.
+
+    Returns:
+        An operator ``C`` with ``C @ v`` for vectors of shape (P,) and matrices of shape (P, k).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x, y = torch.eye(2), torch.zeros(2, 1)
+        >>> def forward():
+        ...     outputs = model(x)
+        ...     return torch.nn.functional.mse_loss(outputs, y, reduction="sum"), outputs
+        >>> ggn(forward, model.parameters()) @ torch.tensor([1.0, 3.0])
+        tensor([2., 6.])
+    """
+    return GGN(evaluate(forward, Parameters([{"params": list(params)}])))
+
+
+def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
+    """The Hessian of a loss at the present parameters, as an operator; arguments as for :func:`ggn`.
+
+    ``forward`` may return the loss alone.
+    """
+    return Hessian(evaluate(forward, Parameters([{"params": list(params)}])))

@@ -1,0 +1,61 @@
+"""The diagonal of the empirical Fisher matrix (Martens 2010, Section 4.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latephase.parameters import Parameters
+
+
+def diagonal_empirical_fisher(
+    model: nn.Module,
+    loss_func: Callable[[Any, Any], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    parameters: Parameters,
+    *,
+    reduction: str,
+    chunk_size: int = 64,
+) -> Tensor:
+    """Return Σᵢ gᵢ² (``reduction="sum"``) or its mean over the N samples (``"mean"``), shape (P,).
+
+    gᵢ is the gradient of the loss of sample i alone: ``loss_func(model(x[None]), y[None])``.
+
+    Args:
+        model: Maps a batch of inputs to outputs; samples must not influence each other.
+        loss_func: Maps ``(outputs, targets)`` to the loss.
+        inputs: N samples, first dimension N.
+        targets: N targets, first dimension N.
+        parameters: The parameters to differentiate by, P entries in all.
+        reduction: ``"sum"`` or ``"mean"``.
+        chunk_size: Samples whose gradients are in memory at once.
+
+    Raises:
+        ValueError: If a BatchNorm layer is in training mode: its samples have no gradients of their own.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"the layer {name!r} ({type(module).__name__}) mixes the samples of a batch in training mode, "
+                "so that samples have no gradients of their own; call model.eval() first"
+            )
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(f"inputs and targets must be as many and at least one, not {len(inputs)} and {len(targets)}")
+
+    def sample_loss(tensors: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        with parameters.at(tensors):
+            return loss_func(model(x.unsqueeze(0)), y.unsqueeze(0))
+
+    sample_grads = torch.func.vmap(
+        torch.func.grad(sample_loss), in_dims=(None, 0, 0), randomness="different", chunk_size=None
+    )
+    theta = [p.detach() for p in parameters.tensors]
+    total = torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device)
+    for x, y in zip(inputs.split(chunk_size), targets.split(chunk_size), strict=True):
+        grads = sample_grads(theta, x.to(parameters.device), y.to(parameters.device))
+        total += parameters.join([g.square().sum(dim=0) for g in grads])
+    return total / len(inputs) if reduction == "mean" else total

@@ -1,0 +1,524 @@
+"""The Hessian-free optimizer of *Late-Phase Second-Order Training* (Tatzel, Hennig, Schneider 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latephase.checks import (
+    boolean,
+    choice,
+    fraction,
+    non_negative,
+    positive_bounds,
+    positive_integer,
+    vector_map,
+)
+from latephase.curvature.fisher import diagonal_empirical_fisher
+from latephase.objective import CURVATURES, MicroBatch, Objective, TrialLosses, micro_batches
+from latephase.parameters import Parameters
+from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate
+from latephase.parts.cg import NonPositiveCurvature, cg
+from latephase.parts.damping import clipped, constant_damping, levenberg_marquardt
+from latephase.parts.linesearch import armijo, full_step
+from latephase.parts.preconditioners import diagonal_preconditioner
+from latephase.records import CGStop, Outcome, StepRecord, StepUndoneWarning
+from latephase.transaction import Transaction
+
+Operator = Callable[[Tensor], Tensor]
+
+
+class _Undone(Exception):
+    """Ends a step that must leave nothing behind; carries its record."""
+
+    def __init__(self, record: StepRecord) -> None:
+        self.record = record
+
+
+class HessianFree(torch.optim.Optimizer):
+    """Hessian-free optimization with disjoint model and evaluation batches (Tatzel et al. 2022, Algorithm 1).
+
+    Each step minimises a quadratic model of the objective by conjugate gradients and judges the proposal on other
+    data. A step is a transaction: an exception, an interrupt or a non-finite number leaves parameters, buffers,
+    random number stream and optimizer state as they were.
+
+    Args:
+        params: Parameters or parameter groups. A group may have its own ``lr``, ``damping`` and ``weight_decay``;
+            all three are read afresh at every step.
+        curvature_opt: ``"ggn"``, the positive semi-definite generalised Gauss-Newton matrix (Martens 2010,
+            Section 4.2), or ``"hessian"``.
+        damping: λ of the first step, ≥ 0. (1.0: Tatzel et al. 2022, Appendix A.1.)
+        adapt_damping: Whether the Levenberg–Marquardt rule changes λ (Martens 2010, Section 4.1).
+        cg_max_iter: Most CG iterations per step; None means P. (250: Martens & Sutskever 2012, Section 8.7.)
+        cg_decay_x0: CG starts from this share of the last CG solution, in [0, 1]; 0 is a cold start.
+            (0.95: Martens & Sutskever 2012, Section 10.)
+        use_cg_backtracking: Whether to choose among the CG iterates (Martens 2010, Section 4.6) or take the last.
+        lr: Step size, ≥ 0: where the line search begins, or the step size itself without one.
+        use_linesearch: Whether to shorten the step until the Armijo condition holds (Martens & Sutskever 2012,
+            Section 8.8). Without it a step may raise the loss.
+        verbose: Whether to print each step's record.
+        weight_decay: wd ≥ 0: adds ½ wd ‖θ‖² to the objective, and so enters loss, gradient *and* curvature.
+        martens_conv_crit: Whether CG stops by Martens' relative progress rule (2010, Section 4.4), or runs on until
+            ``cg_max_iter`` or until the linear system is solved to rounding.
+        nonpos_curv_option: What CG does at non-positive curvature: ``"stop"`` and use the iterates so far,
+            ``"saddle-free"`` (absolute value, Dauphin et al. 2014) or ``"ignore"``.
+        damping_bounds: λ stays between these, 0 < lower ≤ upper. They only keep a long series of failures (or
+            successes) from taking λ where no later step could bring it back.
+
+    Attributes:
+        last_step: The :class:`~latephase.records.StepRecord` of the last step; None before the first.
+
+    Raises:
+        ValueError, TypeError: For an argument of the wrong type or range, naming it and what is allowed.
+    """
+
+    # Makes GradScaler.step call step() and announce itself, so that it can be refused with a clear message.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        curvature_opt: str = "ggn",
+        damping: float = 1.0,
+        adapt_damping: bool = True,
+        cg_max_iter: int | None = 250,
+        cg_decay_x0: float = 0.95,
+        use_cg_backtracking: bool = True,
+        lr: float = 1.0,
+        use_linesearch: bool = True,
+        verbose: bool = False,
+        *,
+        weight_decay: float = 0.0,
+        martens_conv_crit: bool = True,
+        nonpos_curv_option: str = "stop",
+        damping_bounds: tuple[float, float] = (1e-8, 1e6),
+    ) -> None:
+        self.curvature_opt = choice("curvature_opt", curvature_opt, CURVATURES)
+        self.cg_max_iter = None if cg_max_iter is None else positive_integer("cg_max_iter", cg_max_iter)
+        self.cg_decay_x0 = fraction("cg_decay_x0", cg_decay_x0)
+        self.martens_conv_crit = boolean("martens_conv_crit", martens_conv_crit)
+        self.nonpos_curv_option = NonPositiveCurvature(
+            choice("nonpos_curv_option", nonpos_curv_option, [option.value for option in NonPositiveCurvature])
+        )
+        self.damping_bounds = positive_bounds("damping_bounds", damping_bounds)
+        self.damping_rule = levenberg_marquardt if boolean("adapt_damping", adapt_damping) else constant_damping
+        self.choose_iterate = cg_backtracking if boolean("use_cg_backtracking", use_cg_backtracking) else last_iterate
+        self.line_search = armijo if boolean("use_linesearch", use_linesearch) else full_step
+        self.verbose = boolean("verbose", verbose)
+        self.last_step: StepRecord | None = None
+        super().__init__(params, {"lr": lr, "damping": damping, "weight_decay": weight_decay})
+
+    # ------------------------------------------------------------------ Algorithm 1
+
+    def _update(self, objective: Objective, M: Operator | None) -> StepRecord:
+        """One iteration of Algorithm 1."""
+        parameters = objective.parameters
+        lam, lr = parameters.spread("damping"), parameters.spread("lr")
+        theta = parameters.read()
+
+        # Evaluate gradient and curvature on B:  g ← ∇L_B(θ)
+        loss_model, g = objective.loss_and_grad()
+        G = objective.curvature()
+        loss_0 = objective.loss_here(theta)
+        record = self._begin(loss_model, loss_0, g)
+        if record.outcome is Outcome.ZERO_GRADIENT:
+            return record
+
+        # Define B(d) = Gd + λd.  {p_n} ← cg(B, −g), from the decayed last solution
+        path = cg(
+            lambda d: G(d) + lam * d,
+            -g,
+            x0=self._warm_start(parameters),
+            M=M,
+            max_iter=self.cg_max_iter,
+            martens_conv_crit=self.martens_conv_crit,
+            nonpos_curv_option=self.nonpos_curv_option,
+            keep=backtracking_grid(self.cg_max_iter or parameters.numel),
+            check_every=1 if parameters.device.type == "cpu" else 5,
+        )
+        warm_started = path.values[0] < 0.0
+        candidates = [n for n in path.iterates if n > 0 or warm_started]
+        record = dataclasses.replace(
+            record,
+            cg_iterations=path.last,
+            cg_stop=path.stop,
+            warm_started=warm_started,
+            counts=objective.counts,
+        )
+        if not candidates:
+            return self._without_direction(record, parameters)
+        loss_at = TrialLosses(objective, theta, path.iterates)
+
+        # λ ← lm_heuristic(λ, L_B̄): actual change on B̄ by the last iterate over the model's change from zero
+        actual = loss_at(path.last) - loss_0
+        lam_factor = self.damping_rule(actual, path.values[-1])
+        # p ← cg_backtracking({p_n}, L_B̄)
+        n = self.choose_iterate(loss_at, candidates)
+        # α ← line_search(p, L_B̄), from α = lr
+        step = lr * path.iterates[n]
+        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, float(g.dot(step)))
+        if not math.isfinite(loss):
+            raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_STEP, counts=objective.counts))
+
+        # Apply update  θ ← θ + αp
+        if factor > 0.0:
+            parameters.write(theta + factor * step)
+        self._scale_damping(lam_factor)
+        self._set_warm_start(parameters, path.iterates[path.last] if factor > 0.0 else None)
+        return dataclasses.replace(
+            record,
+            outcome=Outcome.ACCEPTED if factor > 0.0 else Outcome.NO_DECREASE,
+            loss_after=loss,
+            next_damping=self.param_groups[0]["damping"],
+            reduction_ratio=actual / path.values[-1] if path.values[-1] else None,
+            cg_iterate=n,
+            step_size=factor * self.param_groups[0]["lr"],
+            step_norm=factor * float(step.norm()),
+            counts=objective.counts,
+        )
+
+    # ------------------------------------------------------------------ the two ways to call it
+
+    def step(  # type: ignore[override]
+        self,
+        forward: Callable[[], Any] | None = None,
+        grad: Tensor | None = None,
+        mvp: Operator | None = None,
+        M_func: Operator | None = None,
+        test_deterministic: bool = False,
+        *,
+        evaluate: Callable[[], Any] | None = None,
+        closure: Callable[[], Any] | None = None,
+    ) -> float | None:
+        """Take one step.
+
+        Args:
+            forward: Returns ``(loss, outputs)`` on the model batch B; the loss alone is enough for
+                ``curvature_opt="hessian"``. It may call ``backward`` and ``zero_grad``, which do nothing here.
+            grad: The gradient on B, shape (P,), where you have it already; weight decay is added to it.
+            mvp: ``v -> Cv``, the curvature on B, where you have it already; weight decay and damping are added.
+            M_func: ``v -> Mv``, a preconditioner: an approximation of the inverse of the *damped* curvature, see
+                :meth:`get_preconditioner`.
+            test_deterministic: Whether to check first that loss and products are the same when evaluated twice.
+            evaluate: Returns the loss, or ``(loss, outputs)``, on the evaluation batch B̄, which should be disjoint
+                from B (Tatzel et al. 2022, Section 2). Default: ``forward``.
+            closure: Another name for ``forward``, the one that PyTorch's own tools use.
+
+        Returns:
+            The objective on B̄ after the step; None for a first ``step(None)``, which does nothing.
+
+        Raises:
+            TypeError, ValueError: For bad arguments, or closures that return something else. Nothing has changed then.
+
+        Warns:
+            StepUndoneWarning: If a number was not finite. Nothing has changed then; see ``last_step.outcome``.
+        """
+        self._refuse_grad_scaler()
+        forward = closure if forward is None else forward
+        if forward is None and self.last_step is None:
+            return None  # Checkpointing tools call a fresh optimizer like this, to make it create its state.
+        for name, value in {
+            "forward": forward,
+            "evaluate": evaluate or forward,
+            "mvp": mvp,
+            "M_func": M_func,
+        }.items():
+            if not callable(value) and (value is not None or name == "forward"):
+                raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+        model_batch = [MicroBatch(forward)]
+        return self._run(
+            M_func,
+            test_deterministic,
+            gradient=model_batch,
+            curvature=model_batch,
+            evaluation=model_batch if evaluate is None else [MicroBatch(function("evaluate", evaluate))],
+            grad=grad,
+            mvp=mvp,
+        )
+
+    def acc_step(
+        self,
+        model: Callable[[Any], Any],
+        loss_func: Callable[[Any, Any], Tensor],
+        loss_datalist: Sequence[tuple[Any, Any]],
+        grad_datalist: Sequence[tuple[Any, Any]] | None = None,
+        mvp_datalist: Sequence[tuple[Any, Any]] | None = None,
+        M_func: Operator | None = None,
+        reduction: str | Callable[[Any], float] = "mean",
+        test_deterministic: bool = False,
+        *,
+        micro_batches_in_memory: int = 1,
+    ) -> float:
+        """Take one step with batches that are lists of micro-batches ``(inputs, targets)``.
+
+        Args:
+            model: Maps inputs to outputs.
+            loss_func: Maps ``(outputs, targets)`` to the loss.
+            loss_datalist: The evaluation batch B̄.
+            grad_datalist: The batch for the gradient. Default: ``loss_datalist``.
+            mvp_datalist: The batch for the curvature; it may be smaller than the gradient's.
+                Default: ``loss_datalist``.
+            M_func: As for :meth:`step`.
+            reduction: How ``loss_func`` reduces over samples: ``"mean"``, ``"sum"``, or a function
+                ``targets -> weight`` for means over something else than ``targets.shape[0]`` samples (tokens that
+                are not padding, say). Check it once with :meth:`test_reduction`.
+            test_deterministic: As for :meth:`step`.
+            micro_batches_in_memory: How many micro-batches' graphs may be in memory at once. With as many as the
+                curvature's list has, no forward pass is repeated.
+
+        Returns:
+            The objective on B̄ after the step.
+        """
+        self._refuse_grad_scaler()
+        positive_integer("micro_batches_in_memory", micro_batches_in_memory)
+        device = Parameters(self.param_groups).device
+        closures: dict[int, Callable[[], Any]] = {}
+
+        def batch(datalist: Sequence[tuple[Any, Any]] | None) -> list[MicroBatch]:
+            datalist = loss_datalist if datalist is None else datalist
+            return micro_batches(model, loss_func, datalist, reduction, device, closures)
+
+        return self._run(
+            M_func,
+            test_deterministic,
+            gradient=batch(grad_datalist),
+            curvature=batch(mvp_datalist),
+            evaluation=batch(loss_datalist),
+            micro_batches_in_memory=micro_batches_in_memory,
+        )
+
+    # ------------------------------------------------------------------ around a step
+
+    def _run(self, M: Operator | None, test_deterministic: bool, **problem: Any) -> float:
+        """Run :meth:`_update` on a problem, all or nothing, and keep its record."""
+        start = time.perf_counter()
+        for group in self.param_groups:
+            self._check_group(group)
+        if M is not None:
+            M = vector_map("M_func", M)
+        parameters = Parameters(self.param_groups)
+        transaction = Transaction(parameters.device)
+        try:
+            with self._all_or_nothing(parameters, transaction):
+                if test_deterministic:
+                    _check_deterministic(*(self._objective(parameters, transaction, **problem) for _ in range(2)))
+                objective = self._objective(parameters, transaction, **problem)
+                record = self._update(objective, M) if parameters.tensors else _nothing_to_do(objective, self)
+        except _Undone as undone:
+            record = undone.record
+        self.last_step = dataclasses.replace(record, seconds=time.perf_counter() - start)
+        if self.verbose:
+            print(self.last_step)
+        if record.outcome.undone:
+            warnings.warn(record.outcome.value, StepUndoneWarning, stacklevel=4)
+        return record.loss_after
+
+    @contextmanager
+    def _all_or_nothing(self, parameters: Parameters, transaction: Transaction) -> Iterator[None]:
+        """Put everything back where it was if the block does not come to its end."""
+        theta = parameters.read()
+        state = {p: dict(self.state[p]) for p in parameters.tensors}
+        damping = [group["damping"] for group in self.param_groups]
+        try:
+            yield
+            transaction.commit()
+        except BaseException:
+            transaction.rollback()
+            parameters.write(theta)
+            self.state.update(state)
+            for group, value in zip(self.param_groups, damping, strict=True):
+                group["damping"] = value
+            raise
+
+    def _objective(self, parameters: Parameters, transaction: Transaction, **problem: Any) -> Objective:
+        return Objective(
+            parameters,
+            transaction,
+            curvature_opt=self.curvature_opt,
+            weight_decay=parameters.spread("weight_decay"),
+            **problem,
+        )
+
+    def _begin(self, loss_model: float | None, loss_0: float, g: Tensor) -> StepRecord:
+        """Open the record, and end a step here that has a number which is not finite or nowhere to go."""
+        damping = self.param_groups[0]["damping"]
+        record = StepRecord(Outcome.ACCEPTED, loss_model, loss_0, loss_0, damping, damping, grad_norm=float(g.norm()))
+        if loss_model is not None and not math.isfinite(loss_model):
+            raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_LOSS))
+        if not bool(g.isfinite().all()):
+            raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_GRADIENT))
+        if not math.isfinite(loss_0):
+            raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_EVALUATION))
+        return dataclasses.replace(record, outcome=Outcome.ZERO_GRADIENT) if not bool(g.any()) else record
+
+    def _without_direction(self, record: StepRecord, parameters: Parameters) -> StepRecord:
+        """End a step in which conjugate gradients got nowhere."""
+        if record.cg_stop is CGStop.NON_FINITE:
+            raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_CURVATURE))
+        self._scale_damping(self.damping_rule(math.nan, 0.0))
+        self._set_warm_start(parameters, None)
+        return dataclasses.replace(record, outcome=Outcome.NO_DIRECTION, next_damping=self.param_groups[0]["damping"])
+
+    # ------------------------------------------------------------------ state
+
+    def _warm_start(self, parameters: Parameters) -> Tensor | None:
+        """The decayed CG solution of the last step (Martens & Sutskever 2012, Section 10), or None."""
+        x0 = self.cg_decay_x0 * parameters.join([self.state[p].get("cg_solution") for p in parameters.tensors])
+        return x0 if bool(x0.any()) else None
+
+    def _set_warm_start(self, parameters: Parameters, solution: Tensor | None) -> None:
+        """Remember the CG solution, not the backtracked one (Martens 2010, Section 4.6); None forgets it."""
+        solution = torch.zeros_like(parameters.read()) if solution is None else solution
+        for p, piece in zip(parameters.tensors, parameters.split(solution), strict=True):
+            self.state[p] = {"cg_solution": piece.clone()}
+
+    def _scale_damping(self, factor: float) -> None:
+        for group in self.param_groups:
+            group["damping"] = clipped(factor * group["damping"], self.damping_bounds)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with its own ``lr``, ``damping`` and ``weight_decay`` if it names them."""
+        self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.requires_grad:
+                self.state[p] = {"cg_solution": torch.zeros_like(p, requires_grad=False)}
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        non_negative("lr", group["lr"])
+        non_negative("weight_decay", group["weight_decay"])
+        lower, upper = self.damping_bounds
+        if non_negative("damping", group["damping"]) != 0.0 and not lower <= group["damping"] <= upper:
+            raise ValueError(
+                f"damping must be 0 or within damping_bounds = ({lower:g}, {upper:g}), not {group['damping']!r}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but PyTorch's hooks, so that copies and pickles keep the configuration."""
+        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+        return {**own, **super().__getstate__()}
+
+    # ------------------------------------------------------------------ helpers the paper's code offers
+
+    def get_preconditioner(
+        self,
+        model: torch.nn.Module,
+        loss_func: Callable[[Any, Any], Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        reduction: str,
+        exponent: float | None = None,
+    ) -> Operator:
+        """Return Martens' preconditioner for the present λ, to be given to a step as ``M_func``.
+
+        ``(diag(F) + wd + λ)^(-exponent)`` with F the empirical Fisher matrix (Martens 2010, Section 4.7).
+
+        Args:
+            model: Maps inputs to outputs; BatchNorm layers must be in eval mode.
+            loss_func: Maps ``(outputs, targets)`` to the loss.
+            inputs: N samples.
+            targets: N targets.
+            reduction: How ``loss_func`` reduces over samples, ``"mean"`` or ``"sum"``.
+            exponent: > 0 and at most 1. (0.75: Martens 2010, Section 4.7.)
+        """
+        choice("reduction", reduction, ["mean", "sum"])
+        exponent = 0.75 if exponent is None else fraction("exponent", exponent)
+        parameters = Parameters(self.param_groups)
+        transaction = Transaction(parameters.device)
+        with transaction.evaluation():
+            diagonal = diagonal_empirical_fisher(model, loss_func, inputs, targets, parameters, reduction=reduction)
+        diagonal += parameters.spread("weight_decay")
+        return diagonal_preconditioner(diagonal, parameters.spread("damping"), exponent)
+
+    def test_reduction(
+        self,
+        model: Callable[[Any], Any],
+        loss_func: Callable[[Any, Any], Tensor],
+        datalist: Sequence[tuple[Tensor, Tensor]],
+        reduction: str | Callable[[Any], float],
+    ) -> None:
+        """Check that micro-batches add up: loss, gradient and a curvature product, against those on their union.
+
+        Args:
+            model: As for :meth:`acc_step`.
+            loss_func: Likewise.
+            datalist: At least two micro-batches, better of different sizes.
+            reduction: As for :meth:`acc_step`.
+
+        Raises:
+            RuntimeError: If they do not, naming what differs. BatchNorm in training mode and dropout do that too.
+        """
+        if len(datalist) < 2:
+            raise ValueError(f"datalist must have at least two micro-batches to compare, not {len(datalist)}")
+        parameters = Parameters(self.param_groups)
+        transaction = Transaction(parameters.device)
+        union = [(torch.cat([x for x, _ in datalist]), torch.cat([y for _, y in datalist]))]
+        values = []
+        for batch in (datalist, union):
+            closures: dict[int, Callable[[], Any]] = {}
+            made = micro_batches(model, loss_func, batch, reduction, parameters.device, closures)
+            problem = {"gradient": made, "curvature": made, "evaluation": made}
+            values.append(_fingerprint(self._objective(parameters, transaction, **problem)))
+        transaction.rollback()
+        differing = _differing(*values)
+        if differing:
+            raise RuntimeError(
+                f"with reduction={reduction!r} the micro-batches do not add up to their union in: "
+                f"{', '.join(differing)}; is it the reduction that loss_func uses, and is the model in eval mode?"
+            )
+
+    def _refuse_grad_scaler(self) -> None:
+        if hasattr(self, "found_inf"):
+            for mark in {"found_inf", "grad_scale"} & vars(self).keys():
+                delattr(self, mark)
+            raise RuntimeError(
+                "HessianFree needs no GradScaler, and scaled losses would spoil its damping and line search; "
+                "call opt.step(forward) with the unscaled loss (bfloat16 autocast works without a scaler)"
+            )
+
+
+def _nothing_to_do(objective: Objective, optimizer: HessianFree) -> StepRecord:
+    loss = objective.loss(objective.parameters.read())
+    damping = optimizer.param_groups[0]["damping"]
+    return StepRecord(Outcome.NO_PARAMETERS, None, loss, loss, damping, damping, counts=objective.counts)
+
+
+def _check_deterministic(first: Objective, second: Objective) -> None:
+    """Warn if two evaluations of the same problem differ."""
+    differing = _differing(_fingerprint(first), _fingerprint(second))
+    if differing:
+        warnings.warn(
+            f"evaluated twice at the same point, these differ: {', '.join(differing)}. The quadratic model changes "
+            "while it is minimised. A closure must use the same data and the same randomness each time it is called.",
+            stacklevel=6,
+        )
+
+
+def _fingerprint(objective: Objective) -> dict[str, Tensor]:
+    """Loss, gradient, and a product with a fixed random vector."""
+    parameters = objective.parameters
+    loss_model, grad = objective.loss_and_grad()
+    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0)).to(grad)
+    loss = objective.loss(parameters.read())
+    return {
+        "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64),
+        "the gradient": grad,
+        "a curvature product": objective.curvature()(v),
+    }
+
+
+def _differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+    """Names of the quantities that differ by more than the square root of rounding, in relative norm."""
+    return [
+        name
+        for name, a in first.items()
+        if not (a - second[name]).norm() <= torch.finfo(second["the gradient"].dtype).eps ** 0.5 * a.norm()
+    ]

@@ -1,0 +1,111 @@
+"""What a step reports: its record, and the reasons why things ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class CGStop(str, Enum):
+    """Why conjugate gradients ended; the value is a sentence for people."""
+
+    RELATIVE_PROGRESS = "relative progress per iteration fell below Martens' threshold"
+    MAX_ITERATIONS = "the maximum number of iterations was reached"
+    SOLVED = "the linear system is solved to rounding"
+    NON_POSITIVE_CURVATURE = "a direction of non-positive curvature was met"
+    NON_FINITE = "a product or an iterate was not finite"
+
+
+class Outcome(str, Enum):
+    """What became of a step; the value is a sentence for people."""
+
+    ACCEPTED = "the step was taken"
+    NO_DECREASE = "no step size lowered the loss on the evaluation batch enough; the parameters stay"
+    NO_DIRECTION = "conjugate gradients found no direction of descent; the parameters stay and damping grows"
+    ZERO_GRADIENT = "the gradient is zero; the parameters stay"
+    NO_PARAMETERS = "no parameter requires a gradient; nothing to do"
+    NON_FINITE_LOSS = "the loss on the model batch is not finite; nothing was changed"
+    NON_FINITE_GRADIENT = "the gradient on the model batch is not finite; nothing was changed"
+    NON_FINITE_EVALUATION = "the loss on the evaluation batch is not finite; nothing was changed"
+    NON_FINITE_CURVATURE = "a curvature product is not finite; nothing was changed"
+    NON_FINITE_STEP = "the loss after the step would not be finite; nothing was changed"
+
+    @property
+    def undone(self) -> bool:
+        """Whether the step left parameters, buffers, random number stream and state as they were."""
+        return self.name.startswith("NON_FINITE") or self is Outcome.NO_PARAMETERS
+
+
+class StepUndoneWarning(UserWarning):
+    """A step met a number that is not finite, and left everything as it was."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Work done in a step, in evaluations of the closures (of micro-batches, in ``acc_step``).
+
+    Attributes:
+        losses: Forward passes for a loss alone.
+        gradients: Forward and backward passes, on the model batch.
+        linearisations: Forward passes made for curvature only (none where the gradient's graph serves).
+        products: Products with the curvature operator (each over all of the curvature batch).
+    """
+
+    losses: int = 0
+    gradients: int = 0
+    linearisations: int = 0
+    products: int = 0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of the optimizer, in numbers. All losses include the weight decay.
+
+    Attributes:
+        outcome: What became of the step.
+        loss_model: Objective on the model batch B before the step; None where nothing needed it.
+        loss_before: Objective on the evaluation batch B̄ before the step.
+        loss_after: Objective on B̄ after the step; equal to ``loss_before`` where the parameters stayed.
+        damping: λ used in this step (of the first parameter group).
+        next_damping: λ for the next step.
+        reduction_ratio: ρ, actual over predicted change; None where there was no step to judge.
+        cg_iterations: Iterations of conjugate gradients.
+        cg_stop: Why they ended; None where they did not run.
+        cg_iterate: Number of the iterate chosen by CG-backtracking.
+        warm_started: Whether conjugate gradients started from the last solution rather than from zero.
+        step_size: α, of the first parameter group; 0 where the parameters stayed.
+        grad_norm: Euclidean norm of the gradient on B.
+        step_norm: Euclidean norm of the change of θ.
+        counts: Evaluations and products.
+        seconds: Wall-clock time of the step.
+    """
+
+    outcome: Outcome
+    loss_model: float | None
+    loss_before: float
+    loss_after: float
+    damping: float
+    next_damping: float
+    reduction_ratio: float | None = None
+    cg_iterations: int = 0
+    cg_stop: CGStop | None = None
+    cg_iterate: int | None = None
+    warm_started: bool = False
+    step_size: float = 0.0
+    grad_norm: float | None = None
+    step_norm: float = 0.0
+    counts: Counts = Counts()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        model = "" if self.loss_model is None else f" (model batch {self.loss_model:.6g})"
+        ratio = "-" if self.reduction_ratio is None else f"{self.reduction_ratio:.3g}"
+        stop = "did not run" if self.cg_stop is None else self.cg_stop.value
+        return (
+            f"loss {self.loss_before:.6g} -> {self.loss_after:.6g}{model}: {self.outcome.value}\n"
+            f"  damping {self.damping:.3g} -> {self.next_damping:.3g} (reduction ratio {ratio}), "
+            f"step size {self.step_size:.3g}, step norm {self.step_norm:.3g}\n"
+            f"  conjugate gradients: {self.cg_iterations} iterations, iterate {self.cg_iterate} chosen; {stop}\n"
+            f"  {self.counts.gradients} gradients, {self.counts.products} curvature products, "
+            f"{self.counts.losses} losses in {self.seconds:.2f} s"
+        )

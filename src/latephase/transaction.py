@@ -1,0 +1,122 @@
+"""What a step must not disturb: the random number stream and the buffers of the modules it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class _Buffer(NamedTuple):
+    """A buffer's place in its module, the tensor that lay there, and a copy of its values."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    values: Tensor
+
+    def restore(self) -> None:
+        # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
+        if not _same(self.tensor, self.values):
+            self.tensor.data.copy_(self.values)
+        if self.module._buffers.get(self.name) is not self.tensor:
+            self.module._buffers[self.name] = self.tensor
+
+    def now(self) -> _Buffer:
+        """The buffer as it lies in the module now."""
+        tensor = self.module._buffers[self.name]
+        assert tensor is not None
+        return _Buffer(self.module, self.name, tensor, tensor.detach().clone())
+
+
+class Transaction:
+    """Make every evaluation of one step see the same network, and let the step be undone.
+
+    Each evaluation starts from the random number state and the buffers that the step found. What the *first*
+    evaluation (a forward pass at θ on the model batch) did to them is the step's one canonical update: it is what
+    :meth:`commit` leaves behind. Everything else is rolled back. Buffers are found as their modules are called.
+
+    Args:
+        device: Where the parameters live; its random number generator is kept besides the CPU's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start_rng = _rng_state(device)
+        self._start_buffers: dict[tuple[int, str], _Buffer] = {}
+        self._seen: set[nn.Module] = set()
+        self._after: tuple[list[Tensor], list[_Buffer]] | None = None
+
+    @contextmanager
+    def evaluation(self, micro_batch: int = 0) -> Iterator[None]:
+        """Run one evaluation of the network.
+
+        Args:
+            micro_batch: Its number within its batch. Each number has its own random numbers, the same whenever
+                it is evaluated in this step; number 0 continues the stream that the step found.
+        """
+        _set_rng_state(self._device, self._start_rng)
+        if micro_batch > 0:
+            _seed(self._device, int(torch.randint(2**62, ())) + micro_batch)
+        hook = register_module_forward_pre_hook(self._remember)
+        try:
+            yield
+        finally:
+            hook.remove()
+            if self._after is None:
+                self._after = (_rng_state(self._device), [b.now() for b in self._start_buffers.values()])
+            self.rollback()
+
+    def rollback(self) -> None:
+        """Leave the random number state and the buffers as the step found them."""
+        _set_rng_state(self._device, self._start_rng)
+        for buffer in self._start_buffers.values():
+            buffer.restore()
+
+    def commit(self) -> None:
+        """Leave them as the first evaluation left them."""
+        if self._after is not None:
+            rng, buffers = self._after
+            _set_rng_state(self._device, rng)
+            for buffer in buffers:
+                buffer.restore()
+
+    def _remember(self, module: nn.Module, args: object) -> None:
+        """Copy the buffers of a module and its children before its first call."""
+        if module in self._seen:
+            return
+        for child in module.modules():
+            if child not in self._seen:
+                self._seen.add(child)
+                for name, tensor in child._buffers.items():
+                    if tensor is not None:
+                        self._start_buffers[id(child), name] = _Buffer(child, name, tensor, tensor.detach().clone())
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree to the bit, NaN included."""
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _rng_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_rng_state(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        torch.cuda.default_generators[index].manual_seed(seed)
