@@ -75,7 +75,6 @@ def function(name: str, value: Any) -> Callable[..., Any]:
 
 def vector_map(name: str, mapping: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
     """Wrap a function ``v -> w`` so that each w is checked like :func:`real_vector`."""
-
     function(name, mapping)
 
     def checked(v: Tensor) -> Tensor:

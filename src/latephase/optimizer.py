@@ -17,6 +17,7 @@ from latephase.checks import (
     boolean,
     choice,
     fraction,
+    function,
     non_negative,
     positive_bounds,
     positive_integer,
@@ -36,7 +37,7 @@ from latephase.transaction import Transaction
 Operator = Callable[[Tensor], Tensor]
 
 
-class _Undone(Exception):
+class _Undone(Exception):  # noqa: N818 — an ending, not an error
     """Ends a step that must leave nothing behind; carries its record."""
 
     def __init__(self, record: StepRecord) -> None:
@@ -233,7 +234,7 @@ class HessianFree(torch.optim.Optimizer):
         }.items():
             if not callable(value) and (value is not None or name == "forward"):
                 raise TypeError(f"{name} must be callable, not {type(value).__name__}")
-        model_batch = [MicroBatch(forward)]
+        model_batch = [MicroBatch(function("forward", forward))]
         return self._run(
             M_func,
             test_deterministic,
@@ -316,7 +317,7 @@ class HessianFree(torch.optim.Optimizer):
             record = undone.record
         self.last_step = dataclasses.replace(record, seconds=time.perf_counter() - start)
         if self.verbose:
-            print(self.last_step)
+            print(self.last_step)  # noqa: T201
         if record.outcome.undone:
             warnings.warn(record.outcome.value, StepUndoneWarning, stacklevel=4)
         return record.loss_after
