@@ -44,6 +44,13 @@ def fraction(name: str, value: Any) -> float:
     return _in_range(name, value, 0.0, 1.0)
 
 
+def positive_fraction(name: str, value: Any) -> float:
+    """Check for a number in (0, 1]."""
+    if fraction(name, value) == 0.0:
+        raise ValueError(f"{name} must be > 0 and at most 1, not {value!r}")
+    return float(value)
+
+
 def positive_bounds(name: str, value: Any) -> tuple[float, float]:
     """Check for a pair 0 < lower ≤ upper, both finite."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -71,6 +78,21 @@ def function(name: str, value: Any) -> Callable[..., Any]:
     if not callable(value):
         raise TypeError(f"{name} must be callable, not {value!r}")
     return value
+
+
+def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
+    """Check for a list, or anything else that can be iterated over, of at least one ``(inputs, targets)``."""
+    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name} must be a list of (inputs, targets), not {value!r}")
+    entries = list(value)
+    if not entries:
+        raise ValueError(f"{name} must have at least one (inputs, targets), not none")
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, (tuple, list)):
+            raise TypeError(f"{name}[{i}] must be a pair (inputs, targets), not {type(entry).__name__}")
+        if len(entry) != 2:
+            raise ValueError(f"{name}[{i}] must be a pair (inputs, targets), not {len(entry)} things")
+    return entries
 
 
 def vector_map(name: str, mapping: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from latephase.checks import real_vector, vector_map
+from latephase.checks import non_negative, real_vector, vector_map
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.point import Forward, Point, evaluate, split_return
 from latephase.parameters import Parameters
@@ -51,16 +52,19 @@ def micro_batches(
         raise ValueError("a list of micro-batches must not be empty")
     counts = [_weight(targets, reduction) for _, targets in datalist]
     total = 1.0 if reduction == "sum" else sum(counts)
+    if total == 0.0:
+        raise ValueError(f"reduction={reduction!r} gives all micro-batches the weight 0")
 
-    def closure(inputs: Any, targets: Any) -> Forward:
+    def closure(entry: tuple[Any, Any]) -> Forward:
         def forward() -> tuple[Tensor, Any]:
+            inputs, targets = entry  # The entry lives for as long as its closure, so that no id is used twice.
             outputs = model(_moved(inputs, device))
             return loss_func(outputs, _moved(targets, device)), outputs
 
         return forward
 
     for entry in datalist:
-        closures.setdefault(id(entry), closure(*entry))
+        closures.setdefault(id(entry), closure(entry))
     return [MicroBatch(closures[id(entry)], n / total) for entry, n in zip(datalist, counts, strict=True)]
 
 
@@ -72,7 +76,7 @@ def check_reduction(reduction: object) -> None:
 
 def _weight(targets: Any, reduction: str | Callable[[Any], float]) -> float:
     if callable(reduction):
-        return float(reduction(targets))
+        return non_negative("the weight that reduction returns", reduction(targets))
     if reduction == "sum":
         return 1.0
     if not isinstance(targets, Tensor) or targets.dim() == 0:
@@ -130,7 +134,7 @@ class Objective:
         fits = len(self._curvature) <= micro_batches_in_memory
         kept = self._curvature[: None if fits else micro_batches_in_memory - 1]
         self._kept = set() if mvp is not None else {micro_batch.forward for micro_batch in kept}
-        self._points: dict[Forward, Point] = {}
+        self._operators: dict[Forward, GGN | Hessian] = {}
         self._loss_on_model_batch: float | None = None
         self._losses = self._gradients = self._linearisations = self._products = 0
 
@@ -149,13 +153,16 @@ class Objective:
             return None, self._grad + self._weight_decay * theta
         loss, grad = self._penalty(theta), self._weight_decay * theta
         for number, micro_batch in enumerate(self._gradient):
-            keep = micro_batch.forward in self._kept
             point = self._evaluate(number, micro_batch)
-            grad += micro_batch.weight * point.gradient(retain_graph=keep)
+            keep_graph = False
+            if micro_batch.forward in self._kept:
+                operator = self._operators[micro_batch.forward] = self._operator(point)
+                keep_graph = operator.needs_graph
+            grad += micro_batch.weight * point.gradient(retain_graph=keep_graph)
             loss += micro_batch.weight * float(point.loss.detach())
+            if not keep_graph:
+                point.drop_graph()
             self._gradients += 1
-            if keep:
-                self._points[micro_batch.forward] = point
         if self._evaluation == self._gradient:
             self._loss_on_model_batch = loss
         return loss, grad
@@ -164,18 +171,18 @@ class Objective:
         """Return ``v -> Cv``, the curvature at θ on B, weight decay included, damping not."""
         if self._mvp is not None:
             return self._counted(self._mvp)
-        operators = {
-            micro_batch.forward: self._linearise(number, micro_batch)
-            for number, micro_batch in enumerate(self._curvature)
-            if micro_batch.forward in self._kept
-        }
+        for number, micro_batch in enumerate(self._curvature):
+            if micro_batch.forward in self._kept and micro_batch.forward not in self._operators:
+                self._linearise(number, micro_batch)
 
         def product(v: Tensor) -> Tensor:
-            Cv = torch.zeros_like(v)
+            total = torch.zeros_like(v)
             for number, micro_batch in enumerate(self._curvature):
-                operator = operators.get(micro_batch.forward) or self._linearise(number, micro_batch)
-                Cv += micro_batch.weight * (operator @ v)
-            return Cv
+                operator = self._operators.get(micro_batch.forward) or self._linearise(number, micro_batch)
+                total += micro_batch.weight * (operator @ v)
+                if micro_batch.forward not in self._kept:
+                    self._release(micro_batch)
+            return total
 
         return self._counted(product)
 
@@ -202,15 +209,25 @@ class Objective:
         return 0.5 * float((self._weight_decay * theta).dot(theta))
 
     def _evaluate(self, number: int, micro_batch: MicroBatch) -> Point:
-        with self._transaction.evaluation(number):
-            return evaluate(micro_batch.forward, self.parameters)
+        again = partial(self._transaction.evaluation, number)
+        with again():
+            return evaluate(micro_batch.forward, self.parameters, again)
 
     def _linearise(self, number: int, micro_batch: MicroBatch) -> GGN | Hessian:
-        point = self._points.get(micro_batch.forward)
-        if point is None:
-            point = self._evaluate(number, micro_batch)
-            self._linearisations += 1
-        return self._operator(point)
+        point = self._evaluate(number, micro_batch)
+        operator = self._operators[micro_batch.forward] = self._operator(point)
+        if not operator.needs_graph:
+            point.drop_graph()
+        self._linearisations += 1
+        return operator
+
+    def _release(self, micro_batch: MicroBatch) -> None:
+        """Make room for the next micro-batch: what is large goes, what is small and costly to find again stays."""
+        operator = self._operators[micro_batch.forward]
+        if operator.needs_graph:
+            del self._operators[micro_batch.forward]
+        else:
+            operator.release()
 
     def _counted(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def counted(v: Tensor) -> Tensor:

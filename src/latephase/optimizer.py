@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import time
 import warnings
@@ -19,19 +20,21 @@ from latephase.checks import (
     fraction,
     function,
     non_negative,
+    pairs,
     positive_bounds,
+    positive_fraction,
     positive_integer,
     vector_map,
 )
 from latephase.curvature.fisher import diagonal_empirical_fisher
 from latephase.objective import CURVATURES, MicroBatch, Objective, TrialLosses, micro_batches
-from latephase.parameters import Parameters
+from latephase.parameters import Parameters, function_modes, leave_function_modes
 from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate
 from latephase.parts.cg import NonPositiveCurvature, cg
 from latephase.parts.damping import clipped, constant_damping, levenberg_marquardt
 from latephase.parts.linesearch import armijo, full_step
 from latephase.parts.preconditioners import diagonal_preconditioner
-from latephase.records import CGStop, Outcome, StepRecord, StepUndoneWarning
+from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
 from latephase.transaction import Transaction
 
 Operator = Callable[[Tensor], Tensor]
@@ -129,7 +132,7 @@ class HessianFree(torch.optim.Optimizer):
         loss_model, g = objective.loss_and_grad()
         G = objective.curvature()
         loss_0 = objective.loss_here(theta)
-        record = self._begin(loss_model, loss_0, g)
+        record = self._begin(loss_model, loss_0, g, objective.counts)
         if record.outcome is Outcome.ZERO_GRADIENT:
             return record
 
@@ -181,7 +184,7 @@ class HessianFree(torch.optim.Optimizer):
             next_damping=self.param_groups[0]["damping"],
             reduction_ratio=actual / path.values[-1] if path.values[-1] else None,
             cg_iterate=n,
-            step_size=factor * self.param_groups[0]["lr"],
+            step_size=factor * float(self.param_groups[0]["lr"]),
             step_norm=factor * float(step.norm()),
             counts=objective.counts,
         )
@@ -223,17 +226,11 @@ class HessianFree(torch.optim.Optimizer):
             StepUndoneWarning: If a number was not finite. Nothing has changed then; see ``last_step.outcome``.
         """
         self._refuse_grad_scaler()
+        if forward is not None and closure is not None:
+            raise TypeError("forward and closure are two names of one argument; give one of them, not both")
         forward = closure if forward is None else forward
         if forward is None and self.last_step is None:
             return None  # Checkpointing tools call a fresh optimizer like this, to make it create its state.
-        for name, value in {
-            "forward": forward,
-            "evaluate": evaluate or forward,
-            "mvp": mvp,
-            "M_func": M_func,
-        }.items():
-            if not callable(value) and (value is not None or name == "forward"):
-                raise TypeError(f"{name} must be callable, not {type(value).__name__}")
         model_batch = [MicroBatch(function("forward", forward))]
         return self._run(
             M_func,
@@ -279,20 +276,23 @@ class HessianFree(torch.optim.Optimizer):
             The objective on B̄ after the step.
         """
         self._refuse_grad_scaler()
+        function("model", model)
+        function("loss_func", loss_func)
         positive_integer("micro_batches_in_memory", micro_batches_in_memory)
         device = Parameters(self.param_groups).device
         closures: dict[int, Callable[[], Any]] = {}
+        loss_datalist = pairs("loss_datalist", loss_datalist)
 
-        def batch(datalist: Sequence[tuple[Any, Any]] | None) -> list[MicroBatch]:
-            datalist = loss_datalist if datalist is None else datalist
+        def batch(name: str, datalist: Sequence[tuple[Any, Any]] | None) -> list[MicroBatch]:
+            datalist = loss_datalist if datalist is None else pairs(name, datalist)
             return micro_batches(model, loss_func, datalist, reduction, device, closures)
 
         return self._run(
             M_func,
             test_deterministic,
-            gradient=batch(grad_datalist),
-            curvature=batch(mvp_datalist),
-            evaluation=batch(loss_datalist),
+            gradient=batch("grad_datalist", grad_datalist),
+            curvature=batch("mvp_datalist", mvp_datalist),
+            evaluation=batch("loss_datalist", loss_datalist),
             micro_batches_in_memory=micro_batches_in_memory,
         )
 
@@ -301,6 +301,7 @@ class HessianFree(torch.optim.Optimizer):
     def _run(self, M: Operator | None, test_deterministic: bool, **problem: Any) -> float:
         """Run :meth:`_update` on a problem, all or nothing, and keep its record."""
         start = time.perf_counter()
+        boolean("test_deterministic", test_deterministic)
         for group in self.param_groups:
             self._check_group(group)
         if M is not None:
@@ -308,32 +309,40 @@ class HessianFree(torch.optim.Optimizer):
         parameters = Parameters(self.param_groups)
         transaction = Transaction(parameters.device)
         try:
-            with self._all_or_nothing(parameters, transaction):
+            with torch.enable_grad(), self._all_or_nothing(parameters, transaction):
+                objective = self._objective(parameters, transaction, **problem)
+                if not parameters.tensors:
+                    raise _Undone(_nothing_to_do(objective, self))
                 if test_deterministic:
                     _check_deterministic(*(self._objective(parameters, transaction, **problem) for _ in range(2)))
-                objective = self._objective(parameters, transaction, **problem)
-                record = self._update(objective, M) if parameters.tensors else _nothing_to_do(objective, self)
+                record = self._update(objective, M)
         except _Undone as undone:
             record = undone.record
+        self._opt_called = True  # What a learning rate scheduler looks for; it only sees step() by itself.
         self.last_step = dataclasses.replace(record, seconds=time.perf_counter() - start)
         if self.verbose:
             print(self.last_step)  # noqa: T201
         if record.outcome.undone:
-            warnings.warn(record.outcome.value, StepUndoneWarning, stacklevel=4)
+            _warn(record.outcome.value, StepUndoneWarning)
         return record.loss_after
 
     @contextmanager
     def _all_or_nothing(self, parameters: Parameters, transaction: Transaction) -> Iterator[None]:
         """Put everything back where it was if the block does not come to its end."""
         theta = parameters.read()
-        state = {p: dict(self.state[p]) for p in parameters.tensors}
+        state = {p: dict(self.state[p]) for p in parameters.tensors if p in self.state}
         damping = [group["damping"] for group in self.param_groups]
+        depth, grad_mode = len(function_modes()), torch.is_grad_enabled()
         try:
             yield
             transaction.commit()
         except BaseException:
+            leave_function_modes(depth)
+            torch.set_grad_enabled(grad_mode)
             transaction.rollback()
             parameters.write(theta)
+            for p in parameters.tensors:
+                self.state.pop(p, None)
             self.state.update(state)
             for group, value in zip(self.param_groups, damping, strict=True):
                 group["damping"] = value
@@ -348,10 +357,12 @@ class HessianFree(torch.optim.Optimizer):
             **problem,
         )
 
-    def _begin(self, loss_model: float | None, loss_0: float, g: Tensor) -> StepRecord:
+    def _begin(self, loss_model: float | None, loss_0: float, g: Tensor, counts: Counts) -> StepRecord:
         """Open the record, and end a step here that has a number which is not finite or nowhere to go."""
-        damping = self.param_groups[0]["damping"]
-        record = StepRecord(Outcome.ACCEPTED, loss_model, loss_0, loss_0, damping, damping, grad_norm=float(g.norm()))
+        damping = float(self.param_groups[0]["damping"])
+        record = StepRecord(
+            Outcome.ACCEPTED, loss_model, loss_0, loss_0, damping, damping, grad_norm=float(g.norm()), counts=counts
+        )
         if loss_model is not None and not math.isfinite(loss_model):
             raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_LOSS))
         if not bool(g.isfinite().all()):
@@ -383,28 +394,33 @@ class HessianFree(torch.optim.Optimizer):
 
     def _scale_damping(self, factor: float) -> None:
         for group in self.param_groups:
-            group["damping"] = clipped(factor * group["damping"], self.damping_bounds)
+            group["damping"] = clipped(factor * float(group["damping"]), self.damping_bounds)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with its own ``lr``, ``damping`` and ``weight_decay`` if it names them."""
-        self._check_group({**self.defaults, **param_group})
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
+        options = self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        self.param_groups[-1].update(options)
         for p in self.param_groups[-1]["params"]:
             if p.requires_grad:
                 self.state[p] = {"cg_solution": torch.zeros_like(p, requires_grad=False)}
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        non_negative("lr", group["lr"])
-        non_negative("weight_decay", group["weight_decay"])
+    def _check_group(self, group: dict[str, Any]) -> dict[str, float]:
+        """Check a group's options, and return them as plain numbers, which every checkpoint can hold."""
+        options = {name: non_negative(name, group[name]) for name in ("lr", "damping", "weight_decay")}
         lower, upper = self.damping_bounds
-        if non_negative("damping", group["damping"]) != 0.0 and not lower <= group["damping"] <= upper:
+        if options["damping"] != 0.0 and not lower <= options["damping"] <= upper:
             raise ValueError(
                 f"damping must be 0 or within damping_bounds = ({lower:g}, {upper:g}), not {group['damping']!r}"
             )
+        return options
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but PyTorch's hooks, so that copies and pickles keep the configuration."""
-        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+        # A learning rate scheduler hangs a `step` on this object that steps this object, whoever calls it.
+        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_") and key != "step"}
         return {**own, **super().__getstate__()}
 
     # ------------------------------------------------------------------ helpers the paper's code offers
@@ -430,8 +446,16 @@ class HessianFree(torch.optim.Optimizer):
             reduction: How ``loss_func`` reduces over samples, ``"mean"`` or ``"sum"``.
             exponent: > 0 and at most 1. (0.75: Martens 2010, Section 4.7.)
         """
+        for name, value, kind in (
+            ("model", model, torch.nn.Module),
+            ("inputs", inputs, Tensor),
+            ("targets", targets, Tensor),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a torch {kind.__name__}, not {type(value).__name__}")
+        function("loss_func", loss_func)
         choice("reduction", reduction, ["mean", "sum"])
-        exponent = 0.75 if exponent is None else fraction("exponent", exponent)
+        exponent = 0.75 if exponent is None else positive_fraction("exponent", exponent)
         parameters = Parameters(self.param_groups)
         transaction = Transaction(parameters.device)
         with transaction.evaluation():
@@ -457,6 +481,9 @@ class HessianFree(torch.optim.Optimizer):
         Raises:
             RuntimeError: If they do not, naming what differs. BatchNorm in training mode and dropout do that too.
         """
+        function("model", model)
+        function("loss_func", loss_func)
+        datalist = pairs("datalist", datalist)
         if len(datalist) < 2:
             raise ValueError(f"datalist must have at least two micro-batches to compare, not {len(datalist)}")
         parameters = Parameters(self.param_groups)
@@ -488,7 +515,7 @@ class HessianFree(torch.optim.Optimizer):
 
 def _nothing_to_do(objective: Objective, optimizer: HessianFree) -> StepRecord:
     loss = objective.loss(objective.parameters.read())
-    damping = optimizer.param_groups[0]["damping"]
+    damping = float(optimizer.param_groups[0]["damping"])
     return StepRecord(Outcome.NO_PARAMETERS, None, loss, loss, damping, damping, counts=objective.counts)
 
 
@@ -496,18 +523,25 @@ def _check_deterministic(first: Objective, second: Objective) -> None:
     """Warn if two evaluations of the same problem differ."""
     differing = _differing(_fingerprint(first), _fingerprint(second))
     if differing:
-        warnings.warn(
+        _warn(
             f"evaluated twice at the same point, these differ: {', '.join(differing)}. The quadratic model changes "
-            "while it is minimised. A closure must use the same data and the same randomness each time it is called.",
-            stacklevel=6,
+            "while it is minimised. A closure must use the same data and the same randomness each time it is called."
         )
+
+
+def _warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the step, past this module and what PyTorch wraps around ``step``."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].startswith((__name__, "torch.optim.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def _fingerprint(objective: Objective) -> dict[str, Tensor]:
     """Loss, gradient, and a product with a fixed random vector."""
     parameters = objective.parameters
     loss_model, grad = objective.loss_and_grad()
-    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0)).to(grad)
+    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(grad)
     loss = objective.loss(parameters.read())
     return {
         "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64),

@@ -49,6 +49,8 @@ class Parameters:
 
     def write(self, theta: Tensor) -> None:
         """Copy the vector ``theta``, shape (P,), into the parameters, keeping their storage and strides."""
+        if not self.tensors:
+            return
         with torch.no_grad():
             # One call, so that an interrupt falls before or after it and never between two layers.
             torch._foreach_copy_(self.tensors, self.split(theta))
@@ -94,6 +96,17 @@ def _check_supported(p: Tensor, device: torch.device) -> None:
         raise TypeError(f"a parameter of shape {tuple(p.shape)} has layout {p.layout}; it must be torch.strided")
 
 
+def function_modes() -> list[TorchFunctionMode]:
+    """The modes that are active, the innermost last."""
+    return torch.overrides._get_current_function_mode_stack()
+
+
+def leave_function_modes(depth: int) -> None:
+    """Leave all but the outermost ``depth`` modes: an interrupt can fall while a context is entered or left."""
+    for mode in reversed(function_modes()[depth:]):
+        mode.__exit__(None, None, None)
+
+
 class Substitution(TorchFunctionMode):
     """Evaluate code as if some tensors were others, without touching either.
 
@@ -110,17 +123,17 @@ class Substitution(TorchFunctionMode):
         self._table = {id(p): q for p, q in zip(originals, substitutes, strict=True)}
 
     def __enter__(self) -> Substitution:
+        super().__enter__()
         # Compiled code would not see the substitutes. It is there only if the compiler has been imported.
         if "torch._dynamo" in sys.modules:
             self._eager = torch.compiler.set_stance("force_eager")
             self._eager.__enter__()
-        super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
         if hasattr(self, "_eager"):
             self._eager.__exit__(*exc)
+        super().__exit__(*exc)
 
     def __torch_function__(
         self,
@@ -132,7 +145,10 @@ class Substitution(TorchFunctionMode):
         if func is torch.Tensor.backward or func is torch.autograd.backward:
             return None
         kwargs = {key: self._swap(value) for key, value in kwargs.items()} if kwargs else {}
-        return func(*[self._swap(arg) for arg in args], **kwargs)
+        return self._call(func, tuple(self._swap(arg) for arg in args), kwargs)
+
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
 
     def _swap(self, value: Any) -> Any:
         if isinstance(value, Tensor):

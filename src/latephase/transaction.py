@@ -9,28 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 
 class _Buffer(NamedTuple):
-    """A buffer's place in its module, the tensor that lay there, and a copy of its values."""
+    """A buffer's place in its module, the tensor that lay there (None before a lazy first call), and its values."""
 
     module: nn.Module
     name: str
-    tensor: Tensor
-    values: Tensor
+    tensor: Tensor | None
+    values: Tensor | None
+
+    @classmethod
+    def at(cls, module: nn.Module, name: str) -> _Buffer:
+        """The buffer as it lies in the module now."""
+        tensor = module._buffers[name]
+        return cls(module, name, tensor, None if tensor is None else tensor.detach().clone())
 
     def restore(self) -> None:
         # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
-        if not _same(self.tensor, self.values):
+        if self.tensor is not None and self.values is not None and not _same(self.tensor, self.values):
             self.tensor.data.copy_(self.values)
         if self.module._buffers.get(self.name) is not self.tensor:
             self.module._buffers[self.name] = self.tensor
-
-    def now(self) -> _Buffer:
-        """The buffer as it lies in the module now."""
-        tensor = self.module._buffers[self.name]
-        assert tensor is not None
-        return _Buffer(self.module, self.name, tensor, tensor.detach().clone())
 
 
 class Transaction:
@@ -50,6 +51,7 @@ class Transaction:
         self._start_buffers: dict[tuple[int, str], _Buffer] = {}
         self._seen: set[nn.Module] = set()
         self._after: tuple[list[Tensor], list[_Buffer]] | None = None
+        self._hook: RemovableHandle | None = None
 
     @contextmanager
     def evaluation(self, micro_batch: int = 0) -> Iterator[None]:
@@ -62,17 +64,21 @@ class Transaction:
         _set_rng_state(self._device, self._start_rng)
         if micro_batch > 0:
             _seed(self._device, int(torch.randint(2**62, ())) + micro_batch)
-        hook = register_module_forward_pre_hook(self._remember)
+        self._hook = register_module_forward_pre_hook(self._remember)
         try:
             yield
         finally:
-            hook.remove()
             if self._after is None:
-                self._after = (_rng_state(self._device), [b.now() for b in self._start_buffers.values()])
+                self._after = (
+                    _rng_state(self._device),
+                    [_Buffer.at(b.module, b.name) for b in self._start_buffers.values()],
+                )
             self.rollback()
 
     def rollback(self) -> None:
-        """Leave the random number state and the buffers as the step found them."""
+        """Leave the random number state and the buffers as the step found them, and watch modules no longer."""
+        if self._hook is not None:
+            self._hook.remove()
         _set_rng_state(self._device, self._start_rng)
         for buffer in self._start_buffers.values():
             buffer.restore()
@@ -92,9 +98,8 @@ class Transaction:
         for child in module.modules():
             if child not in self._seen:
                 self._seen.add(child)
-                for name, tensor in child._buffers.items():
-                    if tensor is not None:
-                        self._start_buffers[id(child), name] = _Buffer(child, name, tensor, tensor.detach().clone())
+                for name in child._buffers:
+                    self._start_buffers[id(child), name] = _Buffer.at(child, name)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from torch import Tensor
 
 from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
+from latephase.curvature.ladder import CurvatureError
 from latephase.curvature.point import Forward, evaluate
 from latephase.parameters import Parameters
+from latephase.transaction import Transaction
 
-__all__ = ["GGN", "Hessian", "ggn", "hessian"]
+Op = TypeVar("Op", GGN, Hessian)
+
+__all__ = ["GGN", "CurvatureError", "Hessian", "ggn", "hessian"]
 
 
 def ggn(forward: Forward, params: Iterable[Tensor]) -> GGN:
@@ -34,7 +39,7 @@ def ggn(forward: Forward, params: Iterable[Tensor]) -> GGN:
         >>> ggn(forward, model.parameters()) @ torch.tensor([1.0, 3.0])
         tensor([2., 6.])
     """
-    return GGN(evaluate(forward, Parameters([{"params": list(params)}])))
+    return _at_present_point(GGN, forward, params)
 
 
 def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
@@ -42,4 +47,16 @@ def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
 
     ``forward`` may return the loss alone.
     """
-    return Hessian(evaluate(forward, Parameters([{"params": list(params)}])))
+    return _at_present_point(Hessian, forward, params)
+
+
+def _at_present_point(operator: type[Op], forward: Forward, params: Iterable[Tensor]) -> Op:
+    parameters = Parameters([{"params": list(params)}])
+    transaction = Transaction(parameters.device)
+    with transaction.evaluation():
+        point = evaluate(forward, parameters, transaction.evaluation)
+    made = operator(point)
+    transaction.commit()
+    if not made.needs_graph:
+        point.drop_graph()
+    return made

@@ -17,10 +17,17 @@ class Hessian:
         point: Loss and graph. The graph stays in memory for as long as the operator.
     """
 
+    needs_graph = True
+    backend = "double-backward"
+
     def __init__(self, point: Point) -> None:
+        point.refuse_reentrant_checkpoints()
         self._parameters = point.parameters
         self._leaves = point.leaves
         self._grads = torch.autograd.grad(point.loss, point.leaves, create_graph=True, allow_unused=True)
+
+    def release(self) -> None:
+        """Nothing to let go of: without its graph there is no product."""
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Multiply a vector of shape (P,) or a matrix of shape (P, k)."""

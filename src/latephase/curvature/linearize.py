@@ -1,0 +1,222 @@
+"""Trace a closure once, and get from it linear maps that serve every later point of the same program.
+
+Some operations of a trace depend on θ and the data alone, the others on a vector as well: J v by forward
+differentiation, Jᵀu by reverse, H w in output space. Split accordingly, the *primal* part runs once per point, and its
+results, the residuals, are constants of the *linear* parts. A product with the GGN is J v, H and Jᵀ, nothing more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.autograd.forward_ad as fw
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from latephase.curvature import graph as g
+from latephase.curvature.point import Point, split_return
+from latephase.curvature.recording import Replay
+
+Tensors = list[Tensor]
+Function = Callable[..., list[Any]]
+
+
+class Program(NamedTuple):
+    """A traced closure, split. All its tensors are arguments: it serves every point and batch of its kind.
+
+    Attributes:
+        primal: (parameters, externals) → outputs, slopes ∂loss/∂outputs, residuals.
+        jvp: (tangents, residuals) → J v, shaped like the outputs.
+        vjp: (cotangents in output space, residuals) → Jᵀu, shaped like the parameters; None where it is zero.
+        hvp: (directions in output space, residuals) → H w, shaped like the outputs.
+        residuals: How many residuals there are.
+    """
+
+    primal: Function
+    jvp: Function
+    vjp: Function
+    hvp: Function
+    residuals: int
+
+
+def trace(point: Point) -> Program:
+    """Trace the closure of ``point``. Nothing is computed: the tensors of a trace have shapes but no values.
+
+    Raises:
+        RuntimeError, NotImplementedError, TypeError: If it cannot be traced, or has no forward derivative.
+    """
+    z = point.outputs
+    reverse_mode = _made(_reverse_mode(point), point, z, z)
+    forward_mode = _made(_forward_mode(point), point, point.leaves)
+    merged = fx.Graph()
+    parameters, externals, tangents, cotangents, directions = (
+        [merged.placeholder(f"{kind}_{i}") for i in range(len(tensors))]
+        for kind, tensors in {
+            "parameter": point.leaves,
+            "external": point.record.externals,
+            "tangent": point.leaves,
+            "cotangent": z,
+            "direction": z,
+        }.items()
+    )
+    primals = [*parameters, *externals]
+    reverse = g.append(merged, reverse_mode, [*primals, *cotangents, *directions])
+    outputs, slopes, hvp, vjp = _cut(reverse, [len(z), len(z), len(z), len(parameters)])
+    jvp = g.append(merged, forward_mode, [*primals, *tangents])
+
+    residuals = g.boundary(merged, [*tangents, *cotangents, *directions], [*jvp, *vjp, *hvp])
+    randoms = [n for n in merged.nodes if g.is_random(n)]  # all, in order: so each draws what it drew before
+    return Program(
+        g.extract(merged, primals, [*outputs, *slopes, *residuals, *randoms]),
+        g.extract(merged, [*tangents, *residuals], jvp),
+        g.extract(merged, [*cotangents, *residuals], vjp),
+        g.extract(merged, [*directions, *residuals], hvp),
+        len(residuals),
+    )
+
+
+class Linearization:
+    """J v, Jᵀu and H w at one point, by a program. The point's graph is not needed."""
+
+    needs_graph = False
+
+    def __init__(self, program: Program, point: Point) -> None:
+        self._program = program
+        self._point = point
+        self._versions = [p._version for p in point.parameters.tensors]
+        self._slopes: Tensors = []
+        self._residuals: list[Any] | None = None
+
+    @property
+    def slopes(self) -> Tensors:
+        """∂loss/∂outputs, shaped like the outputs."""
+        self._constants()
+        return self._slopes
+
+    def release(self) -> None:
+        """Let go of the residuals; the next product runs the primal part again."""
+        self._residuals = None
+
+    def _constants(self) -> list[Any]:
+        """Run the primal part unless its results are at hand, and check that it computes what the closure did."""
+        if [p._version for p in self._point.parameters.tensors] != self._versions:
+            raise RuntimeError("the parameters have changed since this operator was made; make a new one")
+        if self._residuals is None:
+            leaves, externals = (map(_detached, self._point.leaves), map(_detached, self._point.record.externals))
+            with self._point.again(), torch.no_grad():
+                results = self._program.primal(*leaves, *externals)
+            z = len(self._point.outputs)
+            outputs, self._slopes, residuals, _ = _cut(results, [z, z, self._program.residuals, None])
+            self._point.check("the outputs", outputs, self._point.outputs)
+            self._residuals = residuals
+        return self._residuals
+
+    def jvp(self, tangents: Tensors) -> Tensors:
+        """J v, shaped like the outputs."""
+        return self._run(self._program.jvp, tangents, self._point.outputs)
+
+    def vjp(self, cotangents: Tensors) -> Tensors:
+        """Jᵀu, shaped like the parameters."""
+        return self._run(self._program.vjp, cotangents, self._point.leaves)
+
+    def hvp(self, directions: Tensors) -> Tensors:
+        """H w, shaped like the outputs."""
+        return self._run(self._program.hvp, directions, self._point.outputs)
+
+    def _run(self, part: Function, vectors: Tensors, like: Tensors) -> Tensors:
+        with torch.no_grad():
+            results = part(*vectors, *self._constants())
+        return [torch.zeros_like(x) if r is None else r for r, x in zip(results, like, strict=True)]
+
+
+def _made(function: Callable[..., Any], point: Point, *vectors: Tensors) -> fx.Graph:
+    """Trace ``function(primals, externals, *vectors)``, without values and without writes into arguments."""
+    args = (
+        [q.detach() for q in point.leaves],
+        [_detached(e) for e in point.record.externals],
+        *([torch.zeros_like(v, requires_grad=False) for v in group] for group in vectors),
+    )
+    with point.again(), _compiled_code_as_it_is():
+        traced = make_fx(function, tracing_mode="fake")(*args)
+    if not g.remove_writes(traced.graph):
+        traced = make_fx(torch.func.functionalize(traced, remove="mutations"), tracing_mode="fake")(*args)
+    return traced.graph
+
+
+@contextmanager
+def _compiled_code_as_it_is() -> Iterator[None]:
+    """Let modules from torch.compile run in a trace; they run uncompiled within a substitution."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+    else:
+        with torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+            yield
+
+
+def _forward_mode(point: Point) -> Callable[..., Any]:
+    def jvp(primals: Tensors, externals: Tensors, tangents: Tensors) -> list[Tensor | None]:
+        with fw.dual_level():
+            # With leaves like those of the reverse mode, so that both traces compute the same values.
+            leaves = [p.detach().requires_grad_() for p in primals]
+            duals = [fw.make_dual(p, t) for p, t in zip(leaves, tangents, strict=True)]
+            _, outputs = _replayed(point, duals, externals)
+            return [fw.unpack_dual(z).tangent for z in outputs]
+
+    return jvp
+
+
+def _reverse_mode(point: Point) -> Callable[..., Any]:
+    def derivatives(primals: Tensors, externals: Tensors, cotangents: Tensors, directions: Tensors) -> list[Any]:
+        leaves = [p.detach().requires_grad_() for p in primals]
+        loss, z = _replayed(point, leaves, externals)
+        slopes = pull_back([loss], z, [torch.ones_like(loss)], create_graph=True)
+        return [*z, *slopes, *pull_back(slopes, z, directions), *pull_back(z, leaves, cotangents)]
+
+    return derivatives
+
+
+def pull_back(
+    values: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, create_graph: bool = False
+) -> Tensors:
+    """Return ∂⟨values, cotangents⟩/∂inputs; values without a graph are constants."""
+    pairs = [(x, c) for x, c in zip(values, cotangents, strict=True) if x.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    tensors, weights = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(
+        tensors, inputs, weights, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=True)]
+
+
+def _replayed(point: Point, parameters: Tensors, externals: Tensors) -> tuple[Tensor, Tensors]:
+    """Run the closure on stand-ins; return its loss and those outputs that have a graph."""
+    record = point.record
+    stand_ins = [
+        e.detach().requires_grad_() if original.requires_grad else e
+        for e, original in zip(externals, record.externals, strict=True)
+    ]
+    originals = [*point.parameters.tensors, *record.externals]
+    with torch.enable_grad(), Replay(originals, [*parameters, *stand_ins], record.reads):
+        loss, outputs = split_return(point.forward(), point.forward)
+    leaves = pytree.tree_leaves(outputs)
+    return loss, [leaves[i] for i in point.places]
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _cut(items: Sequence[Any], lengths: Sequence[int | None]) -> list[list[Any]]:
+    """Cut a sequence into lists of the given lengths; None takes the rest."""
+    pieces, start = [], 0
+    for length in lengths:
+        stop = len(items) if length is None else start + length
+        pieces.append(list(items[start:stop]))
+        start = stop
+    return pieces
