@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -71,6 +72,13 @@ def real_vector(name: str, value: Any, like: Tensor) -> Tensor:
             f"not of shape {tuple(value.shape)} and dtype {value.dtype} on {value.device}"
         )
     return value.detach().to(like.dtype)
+
+
+def floating_dtype(name: str, value: Any) -> torch.dtype | None:
+    """Check for a floating-point dtype or None."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(f"{name} must be a floating-point torch.dtype or None, not {value!r}")
+    return value
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

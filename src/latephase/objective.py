@@ -16,8 +16,6 @@ from latephase.parameters import Parameters
 from latephase.records import Counts
 from latephase.transaction import Transaction
 
-CURVATURES: dict[str, Callable[[Point], GGN | Hessian]] = {"ggn": GGN, "hessian": Hessian}
-
 
 class MicroBatch(NamedTuple):
     """A closure over a part of a batch, and the weight of its loss in the batch's loss."""
@@ -102,7 +100,7 @@ class Objective:
         gradient: The micro-batches of the model batch B for the gradient.
         curvature: Those for the curvature.
         evaluation: Those of the evaluation batch B̄.
-        curvature_opt: ``"ggn"`` or ``"hessian"``.
+        operator: Makes the curvature operator of a point.
         weight_decay: wd, a number or a vector of shape (P,).
         grad: The gradient without weight decay, shape (P,), where the user brings it.
         mvp: ``v -> Cv`` without weight decay and damping, where the user brings it.
@@ -117,7 +115,7 @@ class Objective:
         gradient: Sequence[MicroBatch],
         curvature: Sequence[MicroBatch],
         evaluation: Sequence[MicroBatch],
-        curvature_opt: str,
+        operator: Callable[[Point], GGN | Hessian],
         weight_decay: float | Tensor,
         grad: Tensor | None = None,
         mvp: Callable[[Tensor], Tensor] | None = None,
@@ -126,7 +124,7 @@ class Objective:
         self.parameters = parameters
         self._transaction = transaction
         self._gradient, self._curvature, self._evaluation = list(gradient), list(curvature), list(evaluation)
-        self._operator = CURVATURES[curvature_opt]
+        self._operator = operator
         self._weight_decay = weight_decay
         self._grad = None if grad is None else real_vector("grad", grad, like=parameters.read())
         self._mvp = None if mvp is None else vector_map("mvp", mvp)

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from latephase.checks import (
     boolean,
     choice,
+    floating_dtype,
     fraction,
     function,
     non_negative,
@@ -26,8 +28,10 @@ from latephase.checks import (
     positive_integer,
     vector_map,
 )
+from latephase.curvature import GGN, Hessian
 from latephase.curvature.fisher import diagonal_empirical_fisher
-from latephase.objective import CURVATURES, MicroBatch, Objective, TrialLosses, micro_batches
+from latephase.curvature.linearize import Options
+from latephase.objective import MicroBatch, Objective, TrialLosses, micro_batches
 from latephase.parameters import Parameters, function_modes, leave_function_modes
 from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate
 from latephase.parts.cg import NonPositiveCurvature, cg
@@ -76,6 +80,9 @@ class HessianFree(torch.optim.Optimizer):
             ``"saddle-free"`` (absolute value, Dauphin et al. 2014) or ``"ignore"``.
         damping_bounds: λ stays between these, 0 < lower ≤ upper. They only keep a long series of failures (or
             successes) from taking λ where no later step could bring it back.
+        product_dtype: Type in which matrix products and convolutions work within products with the GGN, such as
+            ``torch.bfloat16``; None for the network's own. Checked for accuracy at first use.
+        compile: Whether ``torch.compile`` compiles the products with the GGN. Takes long at first use.
 
     Attributes:
         last_step: The :class:`~latephase.records.StepRecord` of the last step; None before the first.
@@ -104,8 +111,10 @@ class HessianFree(torch.optim.Optimizer):
         martens_conv_crit: bool = True,
         nonpos_curv_option: str = "stop",
         damping_bounds: tuple[float, float] = (1e-8, 1e6),
+        product_dtype: torch.dtype | None = None,
+        compile: bool = False,  # noqa: A002 — PyTorch's own word for it
     ) -> None:
-        self.curvature_opt = choice("curvature_opt", curvature_opt, CURVATURES)
+        self.curvature_opt = choice("curvature_opt", curvature_opt, ["ggn", "hessian"])
         self.cg_max_iter = None if cg_max_iter is None else positive_integer("cg_max_iter", cg_max_iter)
         self.cg_decay_x0 = fraction("cg_decay_x0", cg_decay_x0)
         self.martens_conv_crit = boolean("martens_conv_crit", martens_conv_crit)
@@ -113,6 +122,7 @@ class HessianFree(torch.optim.Optimizer):
             choice("nonpos_curv_option", nonpos_curv_option, [option.value for option in NonPositiveCurvature])
         )
         self.damping_bounds = positive_bounds("damping_bounds", damping_bounds)
+        self.product_options = Options(floating_dtype("product_dtype", product_dtype), boolean("compile", compile))
         self.damping_rule = levenberg_marquardt if boolean("adapt_damping", adapt_damping) else constant_damping
         self.choose_iterate = cg_backtracking if boolean("use_cg_backtracking", use_cg_backtracking) else last_iterate
         self.line_search = armijo if boolean("use_linesearch", use_linesearch) else full_step
@@ -352,7 +362,7 @@ class HessianFree(torch.optim.Optimizer):
         return Objective(
             parameters,
             transaction,
-            curvature_opt=self.curvature_opt,
+            operator=partial(GGN, options=self.product_options) if self.curvature_opt == "ggn" else Hessian,
             weight_decay=parameters.spread("weight_decay"),
             **problem,
         )

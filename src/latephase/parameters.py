@@ -62,12 +62,12 @@ class Parameters:
 
     def join(self, tensors: Iterable[Tensor | None]) -> Tensor:
         """Return the tensors, shaped like the parameters, as one new vector of shape (P,); None means zeros."""
-        flat = torch.zeros(self.numel, dtype=self.dtype, device=self.device)
-        for piece, tensor in zip(flat.split(self._sizes), tensors, strict=True):
-            if tensor is not None:
-                dense = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
-                piece.copy_(dense.reshape(-1))
-        return flat
+        flat = []
+        for p, tensor in zip(self.tensors, tensors, strict=True):
+            if tensor is None:
+                tensor = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            flat.append((tensor.to_dense() if tensor.is_sparse else tensor).detach().reshape(-1).to(self.dtype))
+        return torch.cat(flat) if flat else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     def spread(self, key: str) -> float | Tensor:
         """Return the groups' option ``key``: one number where all agree, else a vector of shape (P,)."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 
@@ -95,11 +96,13 @@ class Transaction:
         """Copy the buffers of a module and its children before its first call."""
         if module in self._seen:
             return
-        for child in module.modules():
-            if child not in self._seen:
-                self._seen.add(child)
-                for name in child._buffers:
-                    self._start_buffers[id(child), name] = _Buffer.at(child, name)
+        # Whoever watches the evaluation's operations is not to see these.
+        with torch._C.DisableTorchFunction(), _disable_current_modes():
+            for child in module.modules():
+                if child not in self._seen:
+                    self._seen.add(child)
+                    for name in child._buffers:
+                        self._start_buffers[id(child), name] = _Buffer.at(child, name)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

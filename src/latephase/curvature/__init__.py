@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
 from latephase.curvature.ladder import CurvatureError
-from latephase.curvature.point import Forward, evaluate
+from latephase.curvature.linearize import Options
+from latephase.curvature.point import Forward, Point, evaluate
 from latephase.parameters import Parameters
 from latephase.transaction import Transaction
 
@@ -19,15 +21,30 @@ Op = TypeVar("Op", GGN, Hessian)
 __all__ = ["GGN", "CurvatureError", "Hessian", "ggn", "hessian"]
 
 
-def ggn(forward: Forward, params: Iterable[Tensor]) -> GGN:
+def ggn(
+    forward: Forward,
+    params: Iterable[Tensor],
+    *,
+    product_dtype: torch.dtype | None = None,
+    compile: bool = False,  # noqa: A002 — PyTorch's own word for it
+) -> GGN:
     """The generalised Gauss-Newton matrix of a loss at the present parameters, as an operator.
 
     Args:
         forward: Returns ``(loss, outputs)``; called once.
         params: The parameters to differentiate by, in the order of the vectors' entries. P entries in all.
+        product_dtype: Type in which matrix products and convolutions work within a product, such as
+            ``torch.bfloat16``; None for the network's own. Everything else, the result included, keeps its type.
+        compile: Whether ``torch.compile`` compiles the products. Takes long at first use.
 
     Returns:
-        An operator ``C`` with ``C @ v`` for vectors of shape (P,) and matrices of shape (P, k).
+        An operator ``C`` with ``C @ v`` for vectors of shape (P,) and matrices of shape (P, k). ``C.backend`` names the
+        way products are computed and ``C.explain()`` says why. It belongs to the present parameters: once they change,
+        products raise RuntimeError.
+
+    Raises:
+        CurvatureError: If the closure has no curvature products; the message names the operations in the way.
+        ValueError: If the loss does not depend on the outputs, or not on the parameters.
 
     Example:
         >>> import torch
@@ -39,7 +56,8 @@ def ggn(forward: Forward, params: Iterable[Tensor]) -> GGN:
         >>> ggn(forward, model.parameters()) @ torch.tensor([1.0, 3.0])
         tensor([2., 6.])
     """
-    return _at_present_point(GGN, forward, params)
+    options = Options(product_dtype, compile)
+    return _at_present_point(lambda point: GGN(point, options), forward, params)
 
 
 def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
@@ -50,7 +68,7 @@ def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
     return _at_present_point(Hessian, forward, params)
 
 
-def _at_present_point(operator: type[Op], forward: Forward, params: Iterable[Tensor]) -> Op:
+def _at_present_point(operator: Callable[[Point], Op], forward: Forward, params: Iterable[Tensor]) -> Op:
     parameters = Parameters([{"params": list(params)}])
     transaction = Transaction(parameters.device)
     with transaction.evaluation():

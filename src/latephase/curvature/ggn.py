@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latephase.curvature.ladder import climb
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.point import Point
 
@@ -19,6 +20,7 @@ class GGN:
 
     Args:
         point: Loss, outputs and graph.
+        options: How products are computed.
 
     Attributes:
         needs_graph: Whether the point's graph must stay; else it may be dropped before the first product.
@@ -28,7 +30,7 @@ class GGN:
         CurvatureError: If there is no way to form products.
     """
 
-    def __init__(self, point: Point) -> None:
+    def __init__(self, point: Point, options: Options = DEFAULT_OPTIONS) -> None:
         if not point.outputs:
             raise ValueError(
                 "the GGN needs the outputs that the loss was computed from, with their graph: return (loss, outputs) "
@@ -38,7 +40,7 @@ class GGN:
         start = time.perf_counter()
         self._parameters = point.parameters
         loss_hessian = closed_form(point.loss_call, point.outputs[0].detach())
-        self._engine, self._choice = climb(point)
+        self._engine, self._choice = climb(point, options)
         self.needs_graph = self._engine.needs_graph
         self._loss_name = "automatic differentiation" if loss_hessian is None else "closed form"
         self._loss_hessian = self._engine.hvp if loss_hessian is None else lambda w: [loss_hessian(w[0])]

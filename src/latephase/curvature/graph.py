@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ ZERO_THROUGH = {
 }
 # product → the operation that adds it to something
 FUSED: dict[Any, Any] = {aten.mul.Tensor: aten.addcmul.default, aten.mm.default: aten.addmm.default}
+# What it pays to do in a narrower type.
+COSTLY = {
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+}
 BILINEAR = {aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.convolution.default}
 
 Node = fx.Node
@@ -123,14 +133,20 @@ def _shareable(node: Node) -> bool:
 
 def boundary(graph: fx.Graph, vectors: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
     """The nodes that do not depend on ``vectors`` and that computing ``outputs`` from ``vectors`` needs to be given."""
-    linear = set(vectors)
-    for node in graph.nodes:
-        if any(source in linear for source in node.all_input_nodes):
-            linear.add(node)
+    linear = dependents(graph, vectors)
     wanted = dependencies(outputs)
     given = {source for node in wanted & linear for source in node.all_input_nodes} - linear
     given |= {node for node in outputs if isinstance(node, Node) and node not in linear}
     return [node for node in graph.nodes if node in given]
+
+
+def dependents(graph: fx.Graph, roots: Sequence[Node]) -> set[Node]:
+    """The nodes that depend on ``roots``, themselves included."""
+    found = set(roots)
+    for node in graph.nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def dependencies(outputs: Sequence[Any], given: Collection[Node] = ()) -> set[Node]:
@@ -161,28 +177,112 @@ def extract(graph: fx.Graph, inputs: Sequence[Node], outputs: Sequence[Any]) -> 
     return fx.GraphModule(torch.nn.Module(), part).forward
 
 
-def fuse(graph: fx.Graph) -> None:
-    """Let one pass over memory do the work of two: ``a·b + c`` and ``A@B + C`` as one operation each."""
+def lower_precision(graph: fx.Graph, vectors: Sequence[Node], dtype: torch.dtype) -> None:
+    """Let the costly operations that depend on ``vectors`` work in ``dtype``, and return to what they had.
+
+    Casts of what does not depend on the vectors end up among the residuals, and are made once per point.
+    """
+    linear = dependents(graph, vectors)
     for node in list(graph.nodes):
-        if node.target is not aten.add.Tensor or node.kwargs:
+        if node.target not in COSTLY or node not in linear:
             continue
-        for product, rest in (node.args, node.args[::-1]):
-            if not isinstance(product, Node):
+        wide = {_value(arg).dtype for arg in node.all_input_nodes if _is_float(arg)}  # type: ignore[union-attr]
+        if len(wide) != 1:
+            continue
+        with graph.inserting_before(node):
+            narrow = {
+                arg: graph.call_function(aten._to_copy.default, (arg,), {"dtype": dtype})
+                for arg in node.all_input_nodes
+                if _is_float(arg)
+            }
+        node.args = fx.node.map_arg(node.args, partial(_replaced, narrow))
+        results = [user for user in node.users if user.target is operator.getitem] or [node]
+        for result in results:
+            with graph.inserting_after(result):
+                back = graph.call_function(aten._to_copy.default, (result,), {"dtype": wide.copy().pop()})
+            back.meta.update(result.meta)
+            result.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+
+
+def fold_scales(graph: fx.Graph, vectors: Sequence[Node]) -> None:
+    """Multiply x by c₁c₂, a constant of the point, where the trace multiplies first by c₁ and then by c₂."""
+    linear = dependents(graph, vectors)
+    for node in list(graph.nodes):
+        inner, scale = _scaled(node, linear)
+        x, inner_scale = _scaled(inner, linear)
+        if x is None or len(inner.users) != 1 or not _alike(scale, inner_scale) or not _alike(node, inner):
+            continue
+        with graph.inserting_before(node):
+            folded = graph.call_function(aten.mul.Tensor, (inner_scale, scale))
+        folded.meta.update(scale.meta)
+        node.args = (x, folded)
+        graph.erase_node(inner)
+
+
+def _scaled(node: Any, linear: set[Node]) -> tuple[Any, Any]:
+    """For a product of one linear and one constant factor: the two; else (None, None)."""
+    if isinstance(node, Node) and node.target is aten.mul.Tensor and not node.kwargs:
+        for x, scale in (node.args, node.args[::-1]):
+            if x in linear and isinstance(scale, Node) and scale not in linear:
+                return x, scale
+    return None, None
+
+
+def _replaced(replacements: dict[Node, Node], node: Node) -> Node:
+    return replacements.get(node, node)
+
+
+def _is_float(node: Node) -> bool:
+    value = _value(node)
+    return value is not None and value.is_floating_point()
+
+
+def fuse(graph: fx.Graph) -> None:
+    """Let one pass over memory do the work of two: ``a·b + c`` and ``A@B + C`` become one operation each."""
+    for node in list(graph.nodes):
+        if node.target is aten.add.Tensor and not node.kwargs:
+            _reorder_sum(node)
+            _fuse_product_into_sum(graph, node)
+
+
+def _reorder_sum(node: Node) -> None:
+    """Turn ``(p + q) + r``, where p is fused with q already, q is a product and r is small, into ``p + (q + r)``.
+
+    A normalisation layer's derivative is such a sum; done this way it takes two passes over the activations, not four.
+    """
+    pairs: list[Any] = [node.args, node.args[::-1]]
+    for total, small in pairs:
+        fused = isinstance(total, Node) and total.target is aten.addcmul.default and len(total.users) == 1
+        if not fused or _alike(node, small) or not _alike(node, total):
+            continue
+        rest = total.args[0]
+        if isinstance(rest, Node) and rest.target is aten.mul.Tensor and len(rest.users) == 1 and _alike(rest, node):
+            if not _one_dtype(node, small, *rest.args):
                 continue
-            fused = FUSED.get(product.target)
-            if (
-                fused is not None
-                and len(product.users) == 1
-                and _alike(node, product)
-                and _one_dtype(node, rest, *product.args)
-            ):
-                with graph.inserting_before(node):
-                    new = graph.call_function(fused, (rest, *product.args))
-                new.meta["val"] = node.meta.get("val")
-                node.replace_all_uses_with(new)
-                graph.erase_node(node)
-                graph.erase_node(product)
-                break
+            with node.graph.inserting_before(node):
+                inner = node.graph.call_function(aten.addcmul.default, (small, *rest.args))
+                outer = node.graph.call_function(aten.addcmul.default, (inner, *total.args[1:]))
+            inner.meta.update(rest.meta)
+            outer.meta.update(node.meta)
+            node.replace_all_uses_with(outer)
+            for dead in (node, total, rest):
+                node.graph.erase_node(dead)
+            return
+
+
+def _fuse_product_into_sum(graph: fx.Graph, node: Node) -> None:
+    for product, rest in (node.args, node.args[::-1]):
+        if not isinstance(product, Node) or len(product.users) != 1:
+            continue
+        fused = FUSED.get(product.target)
+        if fused is not None and _alike(node, product) and _one_dtype(node, rest, *product.args):
+            with graph.inserting_before(node):
+                new = graph.call_function(fused, (rest, *product.args))
+            new.meta.update(node.meta)
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            graph.erase_node(product)
+            return
 
 
 def _value(node: Any) -> torch.Tensor | None:

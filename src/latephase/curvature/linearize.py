@@ -8,6 +8,7 @@ results, the residuals, are constants of the *linear* parts. A product with the 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -24,6 +25,22 @@ from latephase.curvature.recording import Replay
 
 Tensors = list[Tensor]
 Function = Callable[..., list[Any]]
+
+
+class Options(NamedTuple):
+    """How products are computed.
+
+    Attributes:
+        product_dtype: Type in which matrix products and convolutions work within a curvature product, such as
+            ``torch.bfloat16``; None for the network's own. Everything else keeps its type.
+        compile: Whether ``torch.compile`` compiles J v and Jᵀu: takes long at first use, pays on large problems.
+    """
+
+    product_dtype: torch.dtype | None = None
+    compile: bool = False
+
+
+DEFAULT_OPTIONS = Options()
 
 
 class Program(NamedTuple):
@@ -44,7 +61,7 @@ class Program(NamedTuple):
     residuals: int
 
 
-def trace(point: Point) -> Program:
+def trace(point: Point, options: Options) -> Program:
     """Trace the closure of ``point``. Nothing is computed: the tensors of a trace have shapes but no values.
 
     Raises:
@@ -69,12 +86,17 @@ def trace(point: Point) -> Program:
     outputs, slopes, hvp, vjp = _cut(reverse, [len(z), len(z), len(z), len(parameters)])
     jvp = g.append(merged, forward_mode, [*primals, *tangents])
 
-    residuals = g.boundary(merged, [*tangents, *cotangents, *directions], [*jvp, *vjp, *hvp])
+    vectors = [*tangents, *cotangents, *directions]
+    g.fold_scales(merged, vectors)
+    if options.product_dtype is not None:
+        g.lower_precision(merged, vectors, options.product_dtype)
+    residuals = g.boundary(merged, vectors, [*jvp, *vjp, *hvp])
     randoms = [n for n in merged.nodes if g.is_random(n)]  # all, in order: so each draws what it drew before
+    compiled = torch.compile if options.compile else lambda function: function
     return Program(
         g.extract(merged, primals, [*outputs, *slopes, *residuals, *randoms]),
-        g.extract(merged, [*tangents, *residuals], jvp),
-        g.extract(merged, [*cotangents, *residuals], vjp),
+        compiled(g.extract(merged, [*tangents, *residuals], jvp)),
+        compiled(g.extract(merged, [*cotangents, *residuals], vjp)),
         g.extract(merged, [*directions, *residuals], hvp),
         len(residuals),
     )
@@ -141,10 +163,11 @@ def _made(function: Callable[..., Any], point: Point, *vectors: Tensors) -> fx.G
         [_detached(e) for e in point.record.externals],
         *([torch.zeros_like(v, requires_grad=False) for v in group] for group in vectors),
     )
-    with point.again(), _compiled_code_as_it_is():
+    with point.again(), _compiled_code_as_it_is(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the closure has to say, it has said; the rest is PyTorch to itself
         traced = make_fx(function, tracing_mode="fake")(*args)
-    if not g.remove_writes(traced.graph):
-        traced = make_fx(torch.func.functionalize(traced, remove="mutations"), tracing_mode="fake")(*args)
+        if not g.remove_writes(traced.graph):
+            traced = make_fx(torch.func.functionalize(traced, remove="mutations"), tracing_mode="fake")(*args)
     return traced.graph
 
 

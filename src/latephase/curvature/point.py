@@ -86,13 +86,20 @@ class Point:
                 "by tensor; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
 
-    def check(self, name: str, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-        """Raise :class:`DisagreementError` unless two computations agree, relative to their norm, up to rounding."""
+    def check(self, name: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0.0) -> None:
+        """Raise :class:`DisagreementError` unless two computations agree, relative to their norm, up to rounding.
+
+        Args:
+            name: What was computed.
+            mine: One result.
+            theirs: The other.
+            tolerance: At least this much is allowed, besides :attr:`tolerance`.
+        """
         for a, b in zip(mine, theirs, strict=True):
             a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
             error, size = float((a - b).norm()), float(b.norm())
             # Values that are not finite pass: nothing can be said of them, and a step looks for them itself.
-            if error > self.tolerance * size:
+            if error > max(tolerance, self.tolerance) * size:
                 raise DisagreementError(
                     f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}"
                 )
