@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,15 +26,15 @@ class _Buffer(NamedTuple):
     @classmethod
     def at(cls, module: nn.Module, name: str) -> _Buffer:
         """The buffer as it lies in the module now."""
-        tensor = module._buffers[name]
+        tensor = getattr(module, name)
         return cls(module, name, tensor, None if tensor is None else tensor.detach().clone())
 
     def restore(self) -> None:
         # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
         if self.tensor is not None and self.values is not None and not _same(self.tensor, self.values):
             self.tensor.data.copy_(self.values)
-        if self.module._buffers.get(self.name) is not self.tensor:
-            self.module._buffers[self.name] = self.tensor
+        if getattr(self.module, self.name) is not self.tensor:
+            setattr(self.module, self.name, self.tensor)
 
 
 class Transaction:
@@ -67,7 +69,8 @@ class Transaction:
             _seed(self._device, int(torch.randint(2**62, ())) + micro_batch)
         self._hook = register_module_forward_pre_hook(self._remember)
         try:
-            yield
+            with _compiler_quiet_about_hooks():
+                yield
         finally:
             if self._after is None:
                 self._after = (
@@ -101,8 +104,19 @@ class Transaction:
             for child in module.modules():
                 if child not in self._seen:
                     self._seen.add(child)
-                    for name in child._buffers:
+                    for name, _ in child._buffers.items():  # noqa: PERF102 — TorchScript's look-alike has only this
                         self._start_buffers[id(child), name] = _Buffer.at(child, name)
+
+
+@contextmanager
+def _compiler_quiet_about_hooks() -> Iterator[None]:
+    """The compiler warns that a hook like ours may be called twice for one call of a module; it may be."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Using `torch.compile")
+            yield
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -42,6 +42,13 @@ BILINEAR = {aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.convolution
 Node = fx.Node
 
 
+def placeholder(graph: fx.Graph, name: str, like: torch.Tensor) -> Node:
+    """An input of ``graph``, of the shape and type of ``like``."""
+    node = graph.placeholder(name)
+    node.meta["val"] = torch.empty_like(like, device="meta")
+    return node
+
+
 def remove_writes(graph: fx.Graph) -> bool:
     """Turn writes into arguments into operations that return something new; return whether that was possible.
 

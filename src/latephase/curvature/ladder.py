@@ -54,7 +54,9 @@ def climb(point: Point, options: Options) -> tuple[Engine, Choice]:
     Raises:
         CurvatureError: If none does.
     """
-    key = (options, tuple(point.places), point.record.fingerprint)
+    # A parameter that the closure does not use is in no call, but the program has to know of it.
+    leaves = tuple((q.shape, q.dtype, q.device) for q in point.leaves)
+    key = (options, leaves, tuple(point.places), point.record.fingerprint)
     choice = _choices.get(key)
     if choice is None:
         engine, choice = _first_use(point, options)

@@ -72,7 +72,7 @@ def trace(point: Point, options: Options) -> Program:
     forward_mode = _made(_forward_mode(point), point, point.leaves)
     merged = fx.Graph()
     parameters, externals, tangents, cotangents, directions = (
-        [merged.placeholder(f"{kind}_{i}") for i in range(len(tensors))]
+        [g.placeholder(merged, f"{kind}_{i}", tensor) for i, tensor in enumerate(tensors)]
         for kind, tensors in {
             "parameter": point.leaves,
             "external": point.record.externals,
