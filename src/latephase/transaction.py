@@ -67,10 +67,10 @@ class Transaction:
         _set_rng_state(self._device, self._start_rng)
         if micro_batch > 0:
             _seed(self._device, int(torch.randint(2**62, ())) + micro_batch)
+        _quieten_compiler_about_hooks()
         self._hook = register_module_forward_pre_hook(self._remember)
         try:
-            with _compiler_quiet_about_hooks():
-                yield
+            yield
         finally:
             if self._after is None:
                 self._after = (
@@ -108,15 +108,18 @@ class Transaction:
                         self._start_buffers[id(child), name] = _Buffer.at(child, name)
 
 
-@contextmanager
-def _compiler_quiet_about_hooks() -> Iterator[None]:
-    """The compiler warns that a hook like ours may be called twice for one call of a module; it may be."""
+_ABOUT_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"
+
+
+def _quieten_compiler_about_hooks() -> None:
+    """The compiler warns that a hook like ours may be called twice for one call of a module; it may be.
+
+    The filter stays: taking it back would make Python show again each warning that it has shown once.
+    """
     if "torch._dynamo" not in sys.modules:
-        yield
-    else:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Using `torch.compile")
-            yield
+        return
+    if not any(message is not None and message.pattern == _ABOUT_HOOKS for _, message, *_ in warnings.filters):
+        warnings.filterwarnings("ignore", message=_ABOUT_HOOKS)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

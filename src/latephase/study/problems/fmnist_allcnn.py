@@ -1,0 +1,50 @@
+"""A narrow All-CNN on Fashion-MNIST: 60,000 real images, for machines without a GPU."""
+
+from torch import nn
+
+from latephase.study.data import fashion_mnist
+from latephase.study.problems.initialise import xavier_normal
+from latephase.study.problems.problem import Problem
+
+
+def build_model() -> nn.Module:
+    """Return All-CNN-C (Springenberg et al. 2015) at a sixth of its width: [N, 1, 28, 28] to [N, 10]."""
+    model = nn.Sequential(
+        nn.Dropout(0.2),
+        nn.Conv2d(1, 16, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(32, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 10, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return xavier_normal(model)
+
+
+FMNIST_ALLCNN = Problem(
+    name="fmnist_allcnn",
+    build_model=build_model,
+    load_data=fashion_mnist,
+    lr=0.1,
+    batch_size=128,
+    epochs=30,
+    weight_decay=5e-4,
+    gradient_batch=20000,
+    curvature_batch=2048,
+    evaluation_batch=4096,
+)

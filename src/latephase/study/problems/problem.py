@@ -1,0 +1,62 @@
+"""What a test problem is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from latephase.study.data import Data
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network, its data, and how both optimizers are set for it.
+
+    Attributes:
+        name: What the command line calls it.
+        build_model: Returns the network with fresh random weights.
+        load_data: Returns the data, from the given folder or from the default place.
+        lr: SGD's learning rate α.
+        batch_size: SGD's batch size.
+        epochs: Passes over the training data before the checkpoint.
+        weight_decay: The factor wd of the L2 term ½·wd·‖θ‖², which covers weights but not biases.
+        curvature_batch: Examples for the curvature in a Hessian-free step.
+        gradient_batch: Examples for its gradient, where that may have more than the curvature.
+        evaluation_batch: Examples for the losses by which it judges itself.
+        cpu_threads: How many threads PyTorch should use on a CPU; None leaves it to PyTorch.
+        loss: Maps (outputs, targets) to the mean loss, without the L2 term.
+    """
+
+    name: str
+    build_model: Callable[[], nn.Module]
+    load_data: Callable[[Path | None], Data]
+    lr: float
+    batch_size: int
+    epochs: int
+    weight_decay: float
+    curvature_batch: int
+    gradient_batch: int
+    evaluation_batch: int
+    cpu_threads: int | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the model's parameters in two groups: weights with weight decay, biases without.
+
+        A weight is what has more than one dimension; so the scales of normalisation layers count as biases.
+        """
+        parameters = list(model.parameters())
+        return [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+
+    @torch.no_grad()
+    def l2_term(self, model: nn.Module) -> float:
+        """Return ½·wd·‖θ‖² over the weights."""
+        groups = self.parameter_groups(model)
+        return sum(0.5 * g["weight_decay"] * p.square().sum().item() for g in groups for p in g["params"])

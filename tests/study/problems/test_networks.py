@@ -1,0 +1,140 @@
+"""The paper's three networks: sizes, shapes, initial weights."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from latephase.study.problems import cifar10_3c3d, cifar100_allcnnc, svhn_wrn164
+from latephase.study.problems.same_padding import SameConv2d, halving_max_pool, same_padding
+
+
+def wrn_size(channels=(16, 64, 128, 256), classes=10):
+    """Parameters of WRN-16-4, counted block by block."""
+    total = 3 * channels[0] * 9
+    for before, after in pairwise(channels):
+        first = 2 * before + before * after * 9 + 2 * after + after * after * 9 + before * after
+        second = 2 * (2 * after + after * after * 9)
+        total += first + second
+    return total + 2 * channels[-1] + channels[-1] * classes + classes
+
+
+NETWORKS = {
+    "cifar10_3c3d": (cifar10_3c3d.build_model, 895_210, 10),
+    "cifar100_allcnnc": (cifar100_allcnnc.build_model, 1_387_108, 100),
+    "svhn_wrn164": (svhn_wrn164.build_model, wrn_size(), 10),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    build, size, classes = NETWORKS[request.param]
+    return build(), size, classes
+
+
+def test_number_of_parameters(network):
+    model, size, _ = network
+    assert sum(p.numel() for p in model.parameters()) == size
+
+
+def test_outputs(network):
+    model, _, classes = network
+    outputs = model(torch.randn(2, 3, 32, 32))
+    assert outputs.shape == (2, classes)
+    assert bool(outputs.isfinite().all())
+
+
+def test_initial_weights(network):
+    """Zero mean, Glorot's variance, bounded where the distribution is uniform."""
+    model, _, _ = network
+    uniform_convolutions = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    for module in model.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        out, into, *window = module.weight.shape
+        std = math.sqrt(2 / ((out + into) * math.prod(window)))
+        n = module.weight.numel()
+        assert abs(module.weight.mean().item()) < 5 * std / math.sqrt(n)
+        assert module.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(n))
+        bounded = bool((module.weight.abs() <= math.sqrt(3) * std * (1 + 1e-6)).all())
+        assert bounded is (uniform_convolutions or isinstance(module, nn.Linear))
+
+
+@pytest.mark.parametrize(("name", "value"), [("cifar10_3c3d", 0.0), ("cifar100_allcnnc", 0.1), ("svhn_wrn164", 0.0)])
+def test_initial_biases(name, value):
+    model = NETWORKS[name][0]()
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    assert len(biases) == (1 if name == "svhn_wrn164" else len(layers))
+    assert all(bool((bias == value).all()) for bias in biases)
+
+
+def test_allcnnc_has_dropout_and_a_relu_after_every_convolution():
+    layers = list(cifar100_allcnnc.build_model())
+    assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.2, 0.5, 0.5]
+    after = [layers[i + 1] for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    assert len(after) == 9
+    assert all(isinstance(layer, nn.ReLU) for layer in after)
+
+
+def test_allcnnc_averages_over_the_image():
+    model = cifar100_allcnnc.build_model().eval()
+    x = torch.randn(2, 3, 32, 32)
+    features = model[:-2](x)
+    assert features.shape == (2, 100, 6, 6)
+    torch.testing.assert_close(model(x), features.mean(dim=(2, 3)))
+
+
+def test_wrn_block_adds_its_activated_input():
+    """With the second convolution at zero the block is its shortcut."""
+    block = svhn_wrn164.ResidualBlock(4, 4).eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(x), block.norm1(x).relu())
+
+
+# ------------------------------------------------------------------ "same" padding, by its definition
+
+
+def windows(x, kernel, stride, value):
+    """Cut ``x``, shape (N, C, H, W), into TensorFlow's "same" windows: (N, C, kernel², rows, columns)."""
+    n, c, height, width = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    above = max((rows - 1) * stride + kernel - height, 0) // 2
+    left = max((columns - 1) * stride + kernel - width, 0) // 2
+    cut = x.new_full((n, c, kernel * kernel, rows, columns), value)
+    for r in range(rows):
+        for q in range(columns):
+            for i in range(kernel):
+                for j in range(kernel):
+                    y, z = r * stride - above + i, q * stride - left + j
+                    if 0 <= y < height and 0 <= z < width:
+                        cut[:, :, i * kernel + j, r, q] = x[:, :, y, z]
+    return cut
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_same_convolution(kernel, stride, size):
+    torch.manual_seed(0)
+    layer = SameConv2d(2, 3, kernel, stride=stride).double()
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
+    weight = layer.weight.flatten(2)
+    expected = torch.einsum("ncwrq,ocw->norq", windows(x, kernel, stride, 0.0), weight)
+    torch.testing.assert_close(layer(x), expected + layer.bias[:, None, None])
+
+
+@pytest.mark.parametrize("size", [6, 12, 28])
+def test_halving_max_pool(size):
+    x = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(halving_max_pool()(x), windows(x, 3, 2, -math.inf).amax(dim=2))
+
+
+def test_odd_padding_goes_to_the_end():
+    assert same_padding(32, 3, 2) == (0, 1)
+    assert same_padding(32, 3, 1) == (1, 1)
+    assert same_padding(32, 1, 2) == (0, 0)

@@ -1,0 +1,152 @@
+"""The plan of the house, held by its imports: arrows run one way, and the optimizer needs nothing but torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import latephase
+
+ROOT = Path(latephase.__file__).parent
+
+# Each layer may import what stands below it, and its own kind. Modules that need nothing stand at the bottom.
+LAYERS = [
+    ["__main__"],
+    ["cli"],
+    ["study"],
+    ["__init__"],  # the public names
+    ["optimizer"],
+    ["objective"],
+    ["parts"],
+    ["curvature"],
+    ["parameters"],
+    ["transaction"],
+    ["checks"],
+    ["records"],
+]
+RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full dotted names of all that a file imports, wherever in the file and in whatever form."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import; the arrows are easier to see without"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> str:
+    """The layer of a module of the package, by its name inside the package."""
+    return module.partition(".")[0] or "__init__"
+
+
+def inner(name: str) -> str | None:
+    """The module of this package that an import reaches; None for imports from elsewhere."""
+    if name.partition(".")[0] != "latephase":
+        return None
+    rest = name.partition(".")[2]
+    while rest and rest not in MODULES:
+        rest = rest.rpartition(".")[0]
+    return rest or "__init__"
+
+
+def test_every_module_has_its_place() -> None:
+    assert {layer(module) for module in MODULES} == set(RANK)
+    assert {"optimizer", "objective", "parts.cg", "curvature.ggn", "records"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_run_one_way(module: str) -> None:
+    for name in imports(MODULES[module]):
+        target = inner(name)
+        if target is not None and layer(target) != layer(module):
+            assert RANK[layer(target)] < RANK[layer(module)], f"{module} imports {name}"
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    arrows = {m: {inner(name) for name in imports(path)} - {None, m} for m, path in MODULES.items()}
+    done: set[str] = set()
+    while len(done) < len(arrows):
+        free = {m for m, targets in arrows.items() if m not in done and targets <= done}
+        assert free, f"a circle among {sorted(arrows.keys() - done)}"
+        done |= free
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) not in ("study", "cli", "__main__")])
+def test_the_optimizer_never_imports_the_study(module: str) -> None:
+    reached = {layer(target) for name in imports(MODULES[module]) if (target := inner(name)) is not None}
+    assert not reached & {"study", "cli", "__main__"}
+
+
+PARTS = [m for m in MODULES if layer(m) == "parts"]
+
+
+@pytest.mark.parametrize("module", PARTS)
+def test_parts_see_vectors_callables_and_numbers(module: str) -> None:
+    """No modules, no autograd, no devices: and of this package nothing but each other and the records."""
+    for name in imports(MODULES[module]):
+        target = inner(name)
+        assert target is None or layer(target) in ("parts", "records"), f"{module} imports {name}"
+        assert name in {"torch", "torch.Tensor"} or name.partition(".")[0] != "torch", f"{module} imports {name}"
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in FORBIDDEN_IN_PARTS, f"{module}:{node.lineno} uses .{node.attr}"
+
+
+FORBIDDEN_IN_PARTS = {"nn", "autograd", "func", "cuda", "device", "to", "backward", "grad", "requires_grad", "no_grad"}
+
+
+def test_records_import_nothing_of_the_package() -> None:
+    assert not [name for name in imports(MODULES["records"]) if inner(name) is not None]
+    assert not [name for name in imports(MODULES["records"]) if name.partition(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) not in ("study", "cli")])
+def test_the_optimizer_needs_torch_alone(module: str) -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "latephase"}
+    assert {name.partition(".")[0] for name in imports(MODULES[module])} <= allowed
+
+
+def test_importing_the_package_loads_nothing_of_the_study() -> None:
+    """In a process of its own; what torch itself brings along for any optimizer is not ours."""
+    script = """
+import sys
+import torch
+torch.optim.SGD(torch.nn.Linear(2, 1).parameters())
+before = set(sys.modules)
+import latephase
+latephase.HessianFree(torch.nn.Linear(2, 1).parameters())
+print(*sorted(set(sys.modules) - before))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys; sys.path[:] = {[str(ROOT.parent), *sys.path]!r}\n{script}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(run.stdout.split())
+    assert "latephase.optimizer" in loaded
+    assert not [name for name in loaded if name.startswith(("latephase.study", "latephase.cli"))]
+    of_the_study = {"matplotlib", "rich", "sklearn", "typer", "scipy", "pandas", "pyarrow", "datasets", "jinja2", "PIL"}
+    assert not of_the_study & {name.partition(".")[0] for name in loaded}
+
+
+def test_public_names() -> None:
+    assert sorted(latephase.__all__) == latephase.__all__
+    assert all(hasattr(latephase, name) for name in latephase.__all__)
+    assert {"HessianFree", "StepRecord"} <= set(latephase.__all__)
