@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from latephase.curvature.ladder import climb
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
+from latephase.curvature.double_backward import DoubleBackward
+from latephase.curvature.ladder import Builder, Ladder, climb, math_kernels
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, pull_back, trace
 from latephase.curvature.loss_hessians import closed_form
-from latephase.curvature.point import Point
+from latephase.curvature.operator import CurvatureOperator
+from latephase.curvature.point import Point, evaluate
 
 
-class GGN:
+class GGN(CurvatureOperator):
     """``C @ v`` for C = JᵀHJ: J the Jacobian of the outputs in θ, H the Hessian of the loss in the outputs.
 
     All that depends on the point alone is computed once; a product runs no forward pass again.
@@ -21,9 +24,6 @@ class GGN:
     Args:
         point: Loss, outputs and graph.
         options: How products are computed.
-
-    Attributes:
-        needs_graph: Whether the point's graph must stay; else it may be dropped before the first product.
 
     Raises:
         ValueError: If there are no outputs with a graph, or the loss was not computed from them.
@@ -38,39 +38,67 @@ class GGN:
                 "loss alone"
             )
         start = time.perf_counter()
-        self._parameters = point.parameters
-        loss_hessian = closed_form(point.loss_call, point.outputs[0].detach())
-        self._engine, self._choice = climb(point, options)
-        self.needs_graph = self._engine.needs_graph
-        self._loss_name = "automatic differentiation" if loss_hessian is None else "closed form"
-        self._loss_hessian = self._engine.hvp if loss_hessian is None else lambda w: [loss_hessian(w[0])]
-        self._seconds = [time.perf_counter() - start]
+        in_closed_form = closed_form(point.loss_call, point.outputs[0].detach())
+        engine, choice = climb(LADDER, point, options)
+        self._jvp, self._vjp = engine.jvp, engine.vjp
+        self._loss_hessian = engine.hvp if in_closed_form is None else lambda w: [in_closed_form(w[0])]
+        self._loss_hessian_by = "automatic differentiation" if in_closed_form is None else "closed form"
+        super().__init__(point.parameters, engine, choice, time.perf_counter() - start)
 
-    @property
-    def backend(self) -> str:
-        """The rung that computes products."""
-        return self._choice.rung
+    def _product(self, v: list[Tensor]) -> list[Tensor]:
+        return self._vjp(self._loss_hessian(self._jvp(v)))
 
-    def explain(self) -> str:
-        """Say which rung computes products, why those above it do not, and what set-up and products cost."""
-        setup, *products = self._seconds
-        lines = [f"products by {self.backend}; Hessian of the loss in the outputs by {self._loss_name}"]
-        lines += [f"not by {rung}: {reason}" for rung, reason in self._choice.refusals.items()]
-        lines.append(f"set-up {setup:.3g} s")
-        if products:
-            lines.append(f"{len(products)} products, {sum(products) / len(products):.3g} s each")
-        return "\n".join(lines)
+    def _details(self) -> str:
+        return f"; Hessian of the loss in the outputs by {self._loss_hessian_by}"
 
-    def release(self) -> None:
-        """Let go of what the next product can compute again."""
-        self._engine.release()
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """Multiply a vector of shape (P,) or a matrix of shape (P, k)."""
-        if v.dim() == 2:
-            return torch.stack([self @ column for column in v.unbind(1)], dim=1)
-        start = time.perf_counter()
-        Jv = self._engine.jvp(self._parameters.split(v))
-        product = self._parameters.join(self._engine.vjp(self._loss_hessian(Jv)))
-        self._seconds.append(time.perf_counter() - start)
-        return product
+def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> None:
+    """Hold an engine against reverse differentiation of the closure, as the gradient uses it."""
+    tolerance = 0.0 if options.product_dtype is None else torch.finfo(options.product_dtype).eps ** 0.5
+    if not engine.needs_graph:
+        theirs = pull_back(point.outputs, point.leaves, engine.slopes)
+        point.check("Jᵀu", engine.vjp(engine.slopes), theirs, tolerance)
+    v = point.random_direction(seed=0)
+    Jv = engine.jvp(v)
+    # ⟨Jv, Jv⟩ = ⟨v, JᵀJv⟩ holds for the true J alone, as v is random and Jᵀ has just been checked.
+    point.check("vᵀJᵀJv", [inner(Jv, Jv)], [inner(v, engine.vjp(Jv))], tolerance)
+
+
+def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Return ⟨a, b⟩ in float64."""
+    return torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def _linearize(point: Point, options: Options) -> Builder:
+    return partial(Linearization, trace(point, options))
+
+
+def _linearize_with_math_kernels(point: Point, options: Options) -> Builder:
+    with math_kernels():
+        return _linearize(point, options)
+
+
+def _double_backward(point: Point, options: Options) -> Builder:
+    return DoubleBackward
+
+
+def _double_backward_with_math_kernels(point: Point, options: Options) -> Builder:
+    return lambda point: DoubleBackward(evaluated_with_math_kernels(point))
+
+
+def evaluated_with_math_kernels(point: Point) -> Point:
+    """Run the closure of ``point`` again, with kernels that have all derivatives."""
+    with math_kernels(), point.again():
+        return evaluate(point.forward, point.parameters, point.again)
+
+
+LADDER = Ladder(
+    "GGN",
+    {
+        "linearize": _linearize,
+        "linearize, math kernels": _linearize_with_math_kernels,
+        "double-backward": _double_backward,
+        "double-backward, math kernels": _double_backward_with_math_kernels,
+    },
+    _check,
+)

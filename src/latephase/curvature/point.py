@@ -114,6 +114,11 @@ class Point:
             eps = max(eps, 2.0**-10)
         return eps**0.5
 
+    def random_direction(self, seed: int) -> list[Tensor]:
+        """A normal random vector, split into the parameters' shapes; takes nothing from the global stream."""
+        generator = torch.Generator(self.parameters.device).manual_seed(seed)
+        return [torch.randn(q.shape, generator=generator, device=q.device).to(q.dtype) for q in self.leaves]
+
     def drop_graph(self) -> None:
         """Keep the values of loss and outputs, and let go of the graph and the activations it holds."""
         self.loss = self.loss.detach()
