@@ -15,7 +15,8 @@ import torch
 from benchmarks.machine import describe_machine
 from benchmarks.measure import PARTS, measure
 from benchmarks.networks import NETWORKS
-from benchmarks.report import RESULTS, section, write_page
+from benchmarks.report import RESULTS, disagreement, section, write_page
+from benchmarks.timing import TOLERANCE
 
 QUICK = ("3c3d", "mlp", "lstm")
 
@@ -24,6 +25,7 @@ def main() -> int:
     """Run the command; return 1 if something could not be measured, or a peer's products differ from ours."""
     options = parse_arguments()
     device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "machine": describe_machine(device),
@@ -35,8 +37,8 @@ def main() -> int:
         row = results["networks"][name] = {}
         for part in options.parts:
             start = time.perf_counter()
-            row[part] = measure(part, name, options.device, options.rounds)
-            failed |= "error" in row[part]
+            row[part] = measure(part, name, options.device, options.rounds, options.threads)
+            failed |= "error" in row[part] or disagreement(row[part]) > TOLERANCE
             outcome = row[part].get("error", f"{time.perf_counter() - start:.0f} s")
             print(f"{name}, {part}: {outcome}", file=sys.stderr, flush=True)  # noqa: T201
         if options.out:  # after every network, so that an interrupt loses little
@@ -60,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="interleaved rounds, half as many for whole steps (default: 5)")
     parser.add_argument("--quick", action="store_true", help=f"one round, of {', '.join(QUICK)} if none are named")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 is steadier on a busy machine")
     parser.add_argument("--out", type=Path, metavar="JSON", help="where to save the results of this run instead")
     options = parser.parse_args()
     options.page = not (options.networks or options.parts or options.rounds or options.quick or options.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
@@ -22,13 +23,18 @@ PARTS: dict[str, Callable[[Network, torch.device, int], dict[str, Any]]] = {
 }
 
 
-def measure(part: str, name: str, device: str, rounds: int) -> dict[str, Any]:
+def measure(part: str, name: str, device: str, rounds: int, threads: int) -> dict[str, Any]:
     """Measure a part of a network's row where nothing is cached, warm or fragmented yet."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh_process:
-        return fresh_process.submit(_measure, part, name, device, rounds).result()
+        result = fresh_process.submit(_measure, part, name, device, rounds, threads)
+        try:
+            return result.result()
+        except BrokenProcessPool:
+            return {"error": "the process died, of too little memory perhaps"}
 
 
-def _measure(part: str, name: str, device: str, rounds: int) -> dict[str, Any]:
+def _measure(part: str, name: str, device: str, rounds: int, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     try:
         return PARTS[part](NETWORKS[name], torch.device(device), rounds)

@@ -66,6 +66,12 @@ def section(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def disagreement(row: dict[str, Any]) -> float:
+    """Return the largest relative difference between ours and another library's product."""
+    methods = row.get("methods", {}).values()
+    return max((m.get("difference", 0.0) for m in methods if isinstance(m, dict)), default=0.0)
+
+
 def _products(rows: dict[str, Any]) -> Iterable[str]:
     if not rows:
         return
@@ -79,7 +85,7 @@ def _products(rows: dict[str, Any]) -> Iterable[str]:
                 f"{row['first_setup']:.1f}",
                 _spread(row["methods"]["latephase"]["setup"]),
                 *[_of(row["methods"][method], lambda m: _spread(m["product"])) for method in TITLES],
-                f"{max(m.get('difference', 0.0) for m in row['methods'].values()):.0e}",
+                f"{disagreement(row):.0e}",
             ]
             for name, row in rows.items()
         ],
@@ -131,6 +137,11 @@ def _memory(rows: dict[str, Any]) -> Iterable[str]:
             ]
             for name, row in rows.items()
         ],
+    )
+    smaller = {peer: [f"`{name}`" for name, row in rows.items() if _is_less(row["methods"], peer)] for peer in PEERS}
+    yield from _bullets(
+        "Where another library's product needs less memory than ours:",
+        [f"{TITLES[peer]}: {', '.join(names)}" for peer, names in smaller.items() if names],
     )
 
 
@@ -193,6 +204,11 @@ def _of(method: dict[str, Any], show: Callable[[dict[str, Any]], str]) -> str:
 
 def _spread(values: dict[str, float]) -> str:
     return f"**{values['median']:.2f}** ({values['q1']:.2f}–{values['q3']:.2f})"
+
+
+def _is_less(peaks: dict[str, int | str], peer: str) -> bool:
+    theirs, ours = peaks[peer], peaks["latephase"]
+    return isinstance(theirs, int) and isinstance(ours, int) and theirs < ours
 
 
 def _share(amount: int | str, of: int) -> str:

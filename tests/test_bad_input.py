@@ -161,6 +161,18 @@ def test_options_of_a_group(options: dict[str, Any], error: type[Exception], par
         getattr(problem, way)()
 
 
+def test_the_state_of_another_kind_of_optimizer() -> None:
+    problem = Problem()
+    own = problem.opt.state_dict()
+    problem.opt.load_state_dict(torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9).state_dict())
+    before = problem.snapshot()
+    with pytest.raises(ValueError, match="must have lr, damping, weight_decay, but one lacks damping;"):
+        problem.step()
+    assert differences(before, problem.snapshot()) == []
+    problem.opt.load_state_dict(own)
+    problem.step()
+
+
 def test_groups_that_are_none() -> None:
     problem = Problem()
     with refused(problem, TypeError, "param_group must be a dict", "list"):

@@ -22,29 +22,36 @@ def words(text):
 
 def test_demo_end_to_end(tmp_path):
     out = tmp_path / "a" / "b"
-    result = invoke("demo", "--epochs", 1, "--budget", 0.05, "--seeds", 1, "--out", out)
+    result = invoke("demo", "--epochs", 1, "--budget", 0.05, "--seed", 5, "--seeds", 2, "--out", out)
 
     assert result.exit_code == 0, result.output
     for name in ("checkpoint", *(strategy.name for strategy in STRATEGIES)):
-        (row,) = re.findall(rf"^\s+{name} +([\d.]+) +([\d.]+)% +(\d+) +([\d.]+) *$", result.output, re.MULTILINE)
-        loss, accuracy, steps, seconds = map(float, row)
-        assert 0 < loss < 4
-        assert 0 <= accuracy <= 100
+        (row,) = re.findall(rf"^ +{name} .*$", result.output, re.MULTILINE)
+        loss, accuracy, steps, seconds = re.fullmatch(
+            r" +\w+ +([\d.]+)(?: ± [\d.]+)? +([\d.]+)(?: ± [\d.]+)?% +(\d+) +([\d.]+) *", row
+        ).groups()
+        assert ("±" in row) == (name != "checkpoint")
+        assert 0 < float(loss) < 4
+        assert 0 <= float(accuracy) <= 100
         if name == "checkpoint":
-            assert steps == 1297 // 32
+            assert int(steps) == 1297 // 32
         else:
-            assert seconds <= 0.1  # 0.05, rounded
-    assert "train with sgd: train loss" in result.output
+            assert float(seconds) <= 0.1  # 0.05, rounded
+            assert f"{name}, seed 5: train loss" in result.output
+            assert f"{name}, seed 6: train loss" in result.output
     assert f"figure: {out / 'demo.png'}" in result.output
     assert matplotlib.image.imread(out / "demo.png").std() > 0.05
     assert load_checkpoint(out / "checkpoint.pt").keys()
 
 
-def test_quiet_shows_results_only(tmp_path):
+def test_quiet_shows_results_only(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
     result = invoke("demo", "--epochs", 1, "--budget", 0.02, "--seeds", 1, "--out", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
-    assert "train with sgd" not in result.output
+    assert "seed" not in result.output
     assert "hf_large" in result.output
+    assert threads == [1]
 
 
 def test_demo_reads_fashion_mnist_from_the_folder_given(tmp_path):

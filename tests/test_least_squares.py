@@ -169,7 +169,7 @@ def test_half_the_step_size_goes_half_the_way():
 def test_micro_batches_land_on_the_same_minimum(reduction: str, micro_batches_in_memory: int, size: Any):
     problem = size(start=10.0)
     opt = problem.optimizer(martens_conv_crit=size is small)
-    opt.acc_step(
+    loss = opt.acc_step(
         problem.model,
         nn.MSELoss(reduction="sum" if reduction == "sum" else "mean"),
         problem.micro_batches(4, 13, 1, len(problem.inputs) - 18),
@@ -177,6 +177,8 @@ def test_micro_batches_land_on_the_same_minimum(reduction: str, micro_batches_in
         micro_batches_in_memory=micro_batches_in_memory,
     )
     assert_close(problem.theta(), problem.minimum(), TOLERANCE)
+    unit = problem.targets.numel() if reduction == "sum" else 1.0
+    assert loss == pytest.approx(unit * problem.forward()[0].item(), rel=1e-12)
 
 
 def test_the_union_of_all_lists_is_used():

@@ -443,6 +443,21 @@ def test_the_preconditioner_of_step(spy: Spy) -> None:
     assert without.opt.last_step.cg_iterations > problem.opt.last_step.cg_iterations
 
 
+@shows("step.mvp", "step.M_func")
+@pytest.mark.parametrize("name", ["mvp", "M_func"])
+def test_functions_of_the_user_may_work_in_place_or_return_what_they_got(name: str) -> None:
+    ends = []
+    for function in (lambda v: 0.5 * v, lambda v: v.mul_(0.5)):
+        problem = plain()
+        problem.step(**{name: function})
+        ends.append(theta(problem))
+    assert_close(ends[0], ends[1])
+    same, plainly = plain(), plain()
+    same.step(M_func=lambda v: v)
+    plainly.step()
+    assert_close(theta(same), theta(plainly))
+
+
 def shuffling(model: nn.Module) -> Callable[[], tuple[Tensor, Tensor]]:
     """A closure that takes another batch each time it is called."""
     calls: list[int] = []
@@ -562,6 +577,27 @@ def test_datalists_of_other_kinds(kind: Callable[[list[Batch]], Any]) -> None:
         grad_datalist=kind(problem.gradient),
         mvp_datalist=kind(problem.curvature),
     )
+    torch.testing.assert_close(theta(problem), theta(expected), rtol=1e-12, atol=1e-14)
+
+
+class Elsewhere:
+    """Inputs that have to be moved to the parameters' device before a model can use them."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self._inputs = inputs
+
+    def to(self, device: torch.device) -> Tensor:
+        assert device == torch.device("cpu")
+        return self._inputs
+
+
+@shows("acc_step.loss_datalist", "acc_step.grad_datalist", "acc_step.mvp_datalist")
+def test_inputs_are_moved_to_the_parameters_device() -> None:
+    expected, problem = plain(), plain()
+    expected.acc_step()
+    for name in ("gradient", "curvature", "evaluation"):
+        setattr(problem, name, [(Elsewhere(inputs), targets) for inputs, targets in getattr(problem, name)])
+    problem.acc_step()
     torch.testing.assert_close(theta(problem), theta(expected), rtol=1e-12, atol=1e-14)
 
 

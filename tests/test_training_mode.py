@@ -417,6 +417,19 @@ def test_the_callers_gradient_mode_does_not_matter(mode: Callable[[], Any]) -> N
     assert differences(values(expected.model, expected.opt), values(problem.model, problem.opt)) == []
 
 
+@pytest.mark.parametrize("way", ["step", "acc_step"])
+@pytest.mark.parametrize("options", [{}, {"test_deterministic": True}])
+def test_the_callers_default_device_does_not_matter(way: str, options: dict[str, Any]) -> None:
+    """Nothing is put where the caller puts new tensors; on the device "meta" it would have no values."""
+    expected, problem = Problem(), Problem()
+    torch.manual_seed(0)
+    getattr(expected, way)(**options)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        getattr(problem, way)(**options)
+    assert differences(values(expected.model, expected.opt), values(problem.model, problem.opt)) == []
+
+
 def test_closures_that_call_the_model_functionally() -> None:
     expected, problem = Problem(plain_network()), Problem(plain_network())
     expected.step()

@@ -104,11 +104,11 @@ def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
 
 
 def vector_map(name: str, mapping: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """Wrap a function ``v -> w`` so that each w is checked like :func:`real_vector`."""
+    """Wrap a function ``v -> w`` so that each w is checked like :func:`real_vector`, and v stays as it is."""
     function(name, mapping)
 
     def checked(v: Tensor) -> Tensor:
-        return real_vector(f"the result of {name}", mapping(v), like=v)
+        return real_vector(f"the result of {name}", mapping(v.clone()), like=v)
 
     return checked
 

@@ -342,13 +342,12 @@ class HessianFree(torch.optim.Optimizer):
         theta = parameters.read()
         state = {p: dict(self.state[p]) for p in parameters.tensors if p in self.state}
         damping = [group["damping"] for group in self.param_groups]
-        depth, grad_mode = len(function_modes()), torch.is_grad_enabled()
+        depth = len(function_modes())
         try:
             yield
             transaction.commit()
         except BaseException:
             leave_function_modes(depth)
-            torch.set_grad_enabled(grad_mode)
             transaction.rollback()
             parameters.write(theta)
             for p in parameters.tensors:
@@ -419,7 +418,14 @@ class HessianFree(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> dict[str, float]:
         """Check a group's options, and return them as plain numbers, which every checkpoint can hold."""
-        options = {name: non_negative(name, group[name]) for name in ("lr", "damping", "weight_decay")}
+        names = ("lr", "damping", "weight_decay")
+        missing = [name for name in names if name not in group]
+        if missing:
+            raise ValueError(
+                f"a parameter group must have {', '.join(names)}, but one lacks {', '.join(missing)}; "
+                "was the state of another kind of optimizer loaded?"
+            )
+        options = {name: non_negative(name, group[name]) for name in names}
         lower, upper = self.damping_bounds
         if options["damping"] != 0.0 and not lower <= options["damping"] <= upper:
             raise ValueError(
@@ -554,7 +560,7 @@ def _fingerprint(objective: Objective) -> dict[str, Tensor]:
     v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(grad)
     loss = objective.loss(parameters.read())
     return {
-        "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64),
+        "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64, device="cpu"),
         "the gradient": grad,
         "a curvature product": objective.curvature()(v),
     }

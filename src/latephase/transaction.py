@@ -66,7 +66,7 @@ class Transaction:
         """
         _set_rng_state(self._device, self._start_rng)
         if micro_batch > 0:
-            _seed(self._device, int(torch.randint(2**62, ())) + micro_batch)
+            _seed(self._device, int(torch.randint(2**62, (), device="cpu")) + micro_batch)
         _quieten_compiler_about_hooks()
         self._hook = register_module_forward_pre_hook(self._remember)
         try:

@@ -160,6 +160,18 @@ def test_a_product_that_is_not_finite_ends_the_path_before_it_is_used(seed: int,
     assert all(map(math.isfinite, path.values))
 
 
+@pytest.mark.parametrize("option", ["saddle-free", "ignore"])
+def test_a_direction_without_curvature_ends_the_path(option: str):
+    path = cg(lambda v: 0.0 * v, vector(1.0, 2.0), nonpos_curv_option=NonPositiveCurvature(option))
+    assert (path.stop, path.values) == (CGStop.NON_FINITE, [0.0])
+
+
+def test_an_iterate_that_overflows_ends_the_path():
+    # dᵀAd = 1e-20 is a number; the minimum along d, 1e320, is none.
+    path = cg(lambda v: 1e-220 * v, vector(1e100))
+    assert (path.stop, path.values) == (CGStop.NON_FINITE, [0.0])
+
+
 @property_test
 @given(seeds, st.frozensets(st.integers(0, 30)), st.integers(1, 25))
 def test_keeps_the_iterates_asked_for_and_the_last(seed: int, keep: frozenset[int], max_iter: int):
@@ -200,6 +212,12 @@ def test_ends_where_the_system_is_solved():
     assert path.stop is CGStop.SOLVED
     assert path.last == 2
     assert_close(path.iterates[2], vector(1.0, 0.5, 0.0))
+
+
+def test_a_residual_above_rounding_is_not_yet_a_solution():
+    A, b = vector(1.0, 2.0, 4.0).diag(), vector(1.0, 1.0, 1.0)
+    nearly = vector(1.0, 1.0 + 1e-14, 1.0 - 1e-14)  # 50 roundings away
+    assert cg(A.mv, b, M=lambda v: nearly * v / A.diag()).last == 2
 
 
 def test_a_start_at_the_solution_is_the_whole_path():
@@ -263,15 +281,18 @@ def test_maps_may_return_their_argument():
     assert_close(cg(lambda v: v, b).iterates[1], b)
 
 
-def test_makes_one_product_per_iteration_and_one_for_the_start():
-    A, b, calls = definite_matrix(20, 10.0, seed=0), normal_vector(20, 1), []
+@pytest.mark.parametrize(("check_every", "products"), [(1, 4), (5, 6), (100, 41)])
+def test_makes_one_product_for_the_start_and_one_per_iteration_up_to_the_next_look(check_every: int, products: int):
+    calls = []
 
     def product(v: Tensor) -> Tensor:
         calls.append(v)
-        return A @ v
+        return v * vector(1.0, 2.0, 4.0)
 
-    path = cg(product, b, x0=0.1 * b, max_iter=6)
-    assert len(calls) == path.last + 1 == 7
+    path = cg(product, vector(1.0, 1.0, 1.0), vector(0.1, 0.1, 0.1), max_iter=40, check_every=check_every)
+    assert path.stop is CGStop.SOLVED
+    assert path.last == 3
+    assert len(calls) == products
 
 
 # ---------------------------------------------------------------------- Martens' stop rule
@@ -305,4 +326,4 @@ def test_martens_rule_waits_for_ten_iterations_and_a_decrease():
     assert not relative_progress_stalled([-1.0] * 11)
     assert relative_progress_stalled([-1.0] * 12)
     assert not relative_progress_stalled([0.0] * 12)
-    assert not relative_progress_stalled([1.0] * 12)
+    assert not relative_progress_stalled([0.0] * 11 + [1.0])

@@ -37,16 +37,16 @@ def row(text, name):
 
 def test_the_table_gives_mean_and_standard_deviation_over_seeds():
     text = text_of(summary(comparison()))
-    assert row(text, "checkpoint") == ["checkpoint", "0.5000", "90.00%", "100", "20.0"]
+    assert row(text, "checkpoint") == ["checkpoint", "0.50000", "90.00%", "100", "20.0"]
     for strategy in STRATEGIES:
-        loss = ["0.2500", "±", "0.0707"]  # √½ of the difference between two values
+        loss = ["0.25000", "±", "0.07071"]  # √½ of the difference between two values
         accuracy = ["92.00", "±", "1.41%"]
         assert row(text, strategy.name) == [strategy.name, *loss, *accuracy, "40", "1.5"]
     assert "2.0 s of training time each; mean ± standard deviation over 2 seeds" in " ".join(text.split())
 
 
 def test_a_single_seed_has_no_deviation():
-    assert row(text_of(summary(comparison(seeds=1))), "hf_large") == ["hf_large", "0.2000", "91.00%", "40", "1.5"]
+    assert row(text_of(summary(comparison(seeds=1))), "hf_large") == ["hf_large", "0.20000", "91.00%", "40", "1.5"]
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ def _draw(axes: Axes, comparison: Comparison, quantity: str) -> None:
     seconds, values = _arrays(before, quantity)
     axes.plot(seconds - comparison.training.seconds, values, color="#7f7f7f", linewidth=1.0)
     axes.axvline(0.0, color="#333333", linewidth=0.8)
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("checkpoint", (0.0, 1.0), xytext=(-4, -8), color="#333333", **place)
 
     times = np.linspace(0.0, comparison.budget, 200)
     for name in dict.fromkeys(run.strategy for run in comparison.runs):
@@ -69,7 +71,7 @@ def _draw(axes: Axes, comparison: Comparison, quantity: str) -> None:
         curves = np.stack([np.interp(times, *_arrays(run.curve, quantity)) for run in runs])
         color, linestyle = _STYLES[name]
         axes.plot(times, curves.mean(axis=0), color=color, linestyle=linestyle, label=name)
-        axes.fill_between(times, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(times, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.12, linewidth=0)
 
 
 def _arrays(curve: Sequence[Point], quantity: str) -> tuple[np.ndarray, np.ndarray]:

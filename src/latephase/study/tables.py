@@ -20,14 +20,14 @@ def summary(comparison: Comparison) -> Table:
     for header in ("best train loss", "best test accuracy", "steps", "seconds"):
         table.add_column(header, justify="right")
     table.add_row(
-        "checkpoint", f"{start.train_loss:.4f}", f"{start.test_accuracy:.2%}", f"{start.steps}", f"{start.seconds:.1f}"
+        "checkpoint", f"{start.train_loss:.5f}", f"{start.test_accuracy:.2%}", f"{start.steps}", f"{start.seconds:.1f}"
     )
     table.add_section()
     for name in dict.fromkeys(run.strategy for run in runs):
         own = [run for run in runs if run.strategy == name]
         table.add_row(
             name,
-            _mean_and_deviation([run.best_train_loss for run in own], ".4f"),
+            _mean_and_deviation([run.best_train_loss for run in own], ".5f"),
             _mean_and_deviation([100 * run.best_test_accuracy for run in own], ".2f", "%"),
             f"{fmean(run.curve[-1].steps for run in own):.0f}",
             f"{fmean(run.curve[-1].seconds for run in own):.1f}",

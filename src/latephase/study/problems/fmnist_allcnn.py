@@ -8,23 +8,24 @@ from latephase.study.problems.problem import Problem
 
 
 def build_model() -> nn.Module:
-    """Return All-CNN-C (Springenberg et al. 2015) at a sixth of its width: [N, 1, 28, 28] to [N, 10]."""
+    """Return the network: inputs [N, 1, 28, 28], outputs [N, 10]; 38,570 parameters.
+
+    All-CNN-C (Springenberg et al. 2015) at a sixth of its width, with one more stride and without dropout. With it, so
+    narrow a network trained to losses between 0.4 and 0.8 from one moment to the next.
+    """
     model = nn.Sequential(
-        nn.Dropout(0.2),
         nn.Conv2d(1, 16, 3, padding=1, stride=2),
         nn.ReLU(),
         nn.Conv2d(16, 16, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 16, 3, padding=1, stride=2),
         nn.ReLU(),
-        nn.Dropout(0.5),
         nn.Conv2d(16, 32, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(32, 32, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(32, 32, 3, padding=1, stride=2),
         nn.ReLU(),
-        nn.Dropout(0.5),
         nn.Conv2d(32, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 32, 1),
