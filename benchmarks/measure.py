@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import measure_memory
+from benchmarks.memory import measure_memory, measure_step_memory
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.peers import reason_for
 from benchmarks.steps import measure_steps
@@ -19,6 +19,7 @@ from benchmarks.timing import measure_products
 PARTS: dict[str, Callable[[Network, torch.device, int], dict[str, Any]]] = {
     "products": measure_products,
     "memory": lambda network, device, rounds: measure_memory(network, device),
+    "step_memory": lambda network, device, rounds: measure_step_memory(network, device),
     "steps": lambda network, device, rounds: measure_steps(network, device, (rounds + 1) // 2),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ weights, float32 without TF32.
 - *BackPACK, graph kept* is how the step of the paper's authors uses it, *forward re-run* how their accumulating
   step does. curvlinops and `torch.func` repeat the forward pass in every product by construction; curvlinops' check for
   determinism is off.
-- *Peak memory* includes parameters and batch: of a product over the first set-up and two products, of a step over the
-  first two steps, with an evaluation batch of the same size. On a CPU it is what PyTorch's allocator reports.
+- *Peak memory* includes parameters and batch: of a set-up and two products, and of a whole step with an evaluation
+  batch of the same size. The first time, which traces the network, and later times are two numbers (for the other
+  libraries there is no difference, and only the later one is shown). On a CPU it is what PyTorch's allocator reports.
 - Networks with dropout or BatchNorm (`allcnnc`, `wrn164`) are in evaluation mode. `transformer` uses PyTorch's
   default attention, `transformer_math` plain operations.
 """
@@ -59,7 +61,7 @@ def section(results: dict[str, Any]) -> str:
         f"torch {machine['torch']}, BackPACK {machine['backpack-for-pytorch']}, "
         f"curvlinops {machine['curvlinops-for-pytorch']}; {results['rounds']} rounds; {results['date'][:10]}.",
         *_products(_having("products", rows)),
-        *_memory(_having("memory", rows)),
+        *_memory(_having("memory", rows), _having("step_memory", rows)),
         *_steps(_having("steps", rows)),
         *_errors(rows),
     ]
@@ -122,18 +124,19 @@ def _products(rows: dict[str, Any]) -> Iterable[str]:
     )
 
 
-def _memory(rows: dict[str, Any]) -> Iterable[str]:
+def _memory(rows: dict[str, Any], steps: dict[str, Any]) -> Iterable[str]:
     if not rows:
         return
     yield "### Peak memory, in that of a gradient"
     yield _table(
-        ["", "gradient, MiB", *TITLES.values(), "a whole step"],
+        ["", "gradient, MiB", *TITLES.values(), "first step", "later step"],
         [
             [
                 name,
                 f"{row['gradient'] / 2**20:.0f}",
-                *[_share(row["methods"][method], row["gradient"]) for method in TITLES],
-                _share(row["step"], row["gradient"]),
+                _share(row["methods"]["latephase"], row["gradient"], "first", "later"),
+                *[_share(row["methods"][peer], row["gradient"], "later") for peer in PEERS],
+                *[_share(steps.get(name, {}), row["gradient"], time) for time in ("first", "later")],
             ]
             for name, row in rows.items()
         ],
@@ -206,13 +209,12 @@ def _spread(values: dict[str, float]) -> str:
     return f"**{values['median']:.2f}** ({values['q1']:.2f}–{values['q3']:.2f})"
 
 
-def _is_less(peaks: dict[str, int | str], peer: str) -> bool:
-    theirs, ours = peaks[peer], peaks["latephase"]
-    return isinstance(theirs, int) and isinstance(ours, int) and theirs < ours
+def _is_less(peaks: dict[str, Any], peer: str) -> bool:
+    return peaks[peer].get("later", math.inf) < peaks["latephase"].get("later", 0)
 
 
-def _share(amount: int | str, of: int) -> str:
-    return "n/a" if isinstance(amount, str) else f"{amount / of:.2f}"
+def _share(peaks: dict[str, Any], of: int, *times: str) -> str:
+    return " / ".join(f"{peaks[time] / of:.2f}" if time in peaks else "n/a" for time in times)
 
 
 def _bullets(heading: str, lines: Sequence[str]) -> Iterable[str]:

@@ -26,7 +26,6 @@ class Case:
         draw_inputs: Maps a generator and a number of samples N to N inputs.
         answer: Maps a generator and the inputs to their targets.
         convex: Whether the loss is a convex function of the outputs, so that the GGN is positive semi-definite.
-        by_sample: Whether `torch.func.vmap` can go through the network, sample by sample.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Case:
     draw_inputs: Callable[[Generator, int], Tensor]
     answer: Callable[[Generator, Tensor], Tensor]
     convex: bool = True
-    by_sample: bool = True
 
     def model(self, seed: int = 0) -> nn.Module:
         """The network, its weights drawn from a seed; in eval mode."""
@@ -176,7 +174,7 @@ CASES = [
     Case("layer-norm-cross-entropy", layer_norm, nn.functional.cross_entropy, normal(4), classes(3)),
     Case("cnn-cross-entropy", cnn, nn.functional.cross_entropy, normal(1, 6, 6), classes(3)),
     Case("batch-norm-cross-entropy", BatchNormCNN, nn.functional.cross_entropy, normal(1, 5, 5), classes(3)),
-    Case("gru-cross-entropy", Recurrent, nn.functional.cross_entropy, normal(4, 2), classes(2), by_sample=False),
+    Case("gru-cross-entropy", Recurrent, nn.functional.cross_entropy, normal(4, 2), classes(2)),
     Case("embedding-cross-entropy", BagOfTokens, nn.functional.cross_entropy, tokens(6, 5), classes(4)),
     Case("autoencoder-bce", Autoencoder, nn.functional.binary_cross_entropy_with_logits, normal(5), itself),
 ]

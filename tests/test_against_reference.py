@@ -128,7 +128,7 @@ TWO_GROUPS = ({"weight_decay": 0.1, "lr": 0.8, "damping": 0.2}, {"weight_decay":
 RUNS = [
     # the GGN, by step
     Run(
-        "defaults",
+        "disjoint-batches",
         "mlp-cross-entropy",
         by_step,
         "disjoint",

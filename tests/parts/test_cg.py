@@ -327,3 +327,10 @@ def test_martens_rule_waits_for_ten_iterations_and_a_decrease():
     assert relative_progress_stalled([-1.0] * 12)
     assert not relative_progress_stalled([0.0] * 12)
     assert not relative_progress_stalled([0.0] * 11 + [1.0])
+
+
+def test_a_direction_that_is_flat_up_to_rounding_has_no_curvature():
+    A = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    path = cg(A.mv, torch.tensor([2.0, 0.1], dtype=torch.float64), martens_conv_crit=False)
+    assert path.stop is CGStop.NON_POSITIVE_CURVATURE
+    assert path.iterates[path.last].norm() < 10.0

@@ -95,6 +95,10 @@ def test_goes_past_losses_that_are_not_finite():
     assert armijo(Losses(values), 1.0, -0.1) == (pytest.approx(0.64), 0.5)
 
 
+def test_minus_infinity_is_no_decrease():
+    assert armijo(lambda factor: -math.inf if factor == 1.0 else -factor, 0.0, -1.0) == LineSearchResult(0.8, -0.8)
+
+
 @pytest.mark.parametrize("loss", [0.5, 2.0])
 def test_switched_off_it_takes_the_whole_step(loss: float):
     assert full_step(lambda factor: loss * factor, 1.0, 5.0) == (1.0, loss)

@@ -58,7 +58,7 @@ def test_helps_where_the_diagonal_is_what_makes_the_system_hard():
 # ---------------------------------------------------------------------- the optimizer's method
 
 
-@each_case(lambda case: case.by_sample)
+@each_case()
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_as_a_loop_over_the_samples(case: Case, reduction: str):
     model = case.model()

@@ -62,7 +62,7 @@ def test_sgd_steps_down_the_gradient_of_the_objective(strategy, learning_rates):
 
 
 @pytest.mark.parametrize(("strategy", "gradient"), [(HF_EQUAL, 16), (HF_LARGE, 32)])
-@pytest.mark.parametrize("chunk", [2000, 7])
+@pytest.mark.parametrize("chunk", [2048, 7])
 def test_hf_is_the_optimizer_on_the_batches_drawn(strategy, gradient, chunk, monkeypatch):
     monkeypatch.setattr(strategies, "_CHUNK", chunk)
     model, twin = twins()

@@ -50,12 +50,16 @@ def diagonal_empirical_fisher(
         with parameters.at(tensors):
             return loss_func(model(x.unsqueeze(0)), y.unsqueeze(0))
 
-    sample_grads = torch.func.vmap(
-        torch.func.grad(sample_loss), in_dims=(None, 0, 0), randomness="different", chunk_size=None
-    )
     theta = [p.detach() for p in parameters.tensors]
+    sample_grad = torch.func.grad(sample_loss)
+    batch_grads = torch.func.vmap(sample_grad, in_dims=(None, 0, 0), randomness="different")
     total = torch.zeros(parameters.numel, dtype=parameters.dtype, device=parameters.device)
     for x, y in zip(inputs.split(chunk_size), targets.split(chunk_size), strict=True):
-        grads = sample_grads(theta, x.to(parameters.device), y.to(parameters.device))
+        x, y = x.to(parameters.device), y.to(parameters.device)
+        try:
+            grads = batch_grads(theta, x, y)
+        except RuntimeError:  # no batching rule, as for recurrent layers: one sample after the other
+            each = zip(*(sample_grad(theta, *sample) for sample in zip(x, y, strict=True)), strict=True)
+            grads = [torch.stack(g) for g in each]
         total += parameters.join([g.square().sum(dim=0) for g in grads])
     return total / len(inputs) if reduction == "mean" else total

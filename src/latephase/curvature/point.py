@@ -17,6 +17,9 @@ from latephase.parameters import Parameters
 Forward = Callable[[], Any]
 
 
+_UNREACHED = "does not depend on any trainable parameter of this optimizer"
+
+
 class DisagreementError(RuntimeError):
     """Two ways to compute the same thing gave different results."""
 
@@ -64,6 +67,7 @@ class Point:
 
         Raises:
             RuntimeError: If a parameter was used in a way that substitution does not reach.
+            ValueError: If the loss uses no parameter at all.
         """
         wanted = [*self.leaves, *self.parameters.tensors]
         grads = torch.autograd.grad(self.loss, wanted, retain_graph=retain_graph, allow_unused=True)
@@ -74,8 +78,11 @@ class Point:
                     "take (TorchScript, or a tensor computed from it before the closure was called); "
                     "compute everything that depends on parameters inside the closure, in plain PyTorch"
                 )
-        if any(grad is None for grad in grads[: len(self.leaves)]):
+        unused = [grad is None for grad in grads[: len(self.leaves)]]
+        if any(unused):
             self.refuse_reentrant_checkpoints()
+        if all(unused):
+            raise ValueError(f"the loss that {_name(self.forward)} returned {_UNREACHED}")
         return self.parameters.join(grads[: len(self.leaves)])
 
     def refuse_reentrant_checkpoints(self) -> None:
@@ -141,7 +148,7 @@ def evaluate(forward: Forward, parameters: Parameters, again: Callable[[], Abstr
     if not loss.requires_grad:
         raise ValueError(
             f"the loss that {_name(forward)} returned has no graph: it was detached, computed under torch.no_grad(), "
-            "or does not depend on any trainable parameter of this optimizer"
+            f"or {_UNREACHED}"
         )
     flat = pytree.tree_leaves(outputs)
     places = frontier(loss, flat)

@@ -88,7 +88,7 @@ def cg(
         r.addcmul_(Ad, alpha)
         y = r if M is None else M(r)
         ry, ry_old = r.dot(y), ry
-        path.append(x, dAd, phi=0.5 * x.dot(r - b), residual=r.norm())
+        path.append(x, dAd, dd=d.dot(d), phi=0.5 * x.dot(r - b), residual=r.norm())
         if i % check_every == 0:
             stop = path.look()
             if stop is not None:
@@ -135,7 +135,9 @@ class _Path:
         self._martens_conv_crit = martens_conv_crit
         self._stop_at_non_positive = nonpos_curv_option is NonPositiveCurvature.STOP
         # Rounding bounds what the recurrence can reach: below this the residual is noise.
-        self._smallest_residual = torch.finfo(b.dtype).eps * float(b.norm())
+        self._eps = torch.finfo(b.dtype).eps
+        self._smallest_residual = self._eps * float(b.norm())
+        self._largest_curvature = 0.0
         self._unseen: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, x: Tensor, phi: float, residual: float) -> CGStop | None:
@@ -144,18 +146,20 @@ class _Path:
         self._kept = {0: x} if 0 in self._keep else {}
         return CGStop.SOLVED if residual <= self._smallest_residual else None
 
-    def append(self, x: Tensor, dAd: Tensor, phi: Tensor, residual: Tensor) -> None:
-        self._unseen.append((x, torch.stack((dAd, phi, residual))))
+    def append(self, x: Tensor, dAd: Tensor, dd: Tensor, phi: Tensor, residual: Tensor) -> None:
+        self._unseen.append((x, torch.stack((dAd, dd, phi, residual))))
 
     def look(self) -> CGStop | None:
         """Read the numbers of the iterations since the last look; one synchronisation."""
         if not self._unseen:
             return None
         rows = torch.stack([row for _, row in self._unseen]).tolist()
-        for (x, _), (dAd, phi, residual) in zip(self._unseen, rows, strict=True):
+        for (x, _), (dAd, dd, phi, residual) in zip(self._unseen, rows, strict=True):
             # An indefinite direction or a non-finite number spoils this iterate: the path ends at the one before.
-            if self._stop_at_non_positive and dAd <= 0.0:
+            # Curvature that is nothing but the rounding of larger curvature counts as none.
+            if self._stop_at_non_positive and dAd <= self._eps * self._largest_curvature * dd:
                 return CGStop.NON_POSITIVE_CURVATURE
+            self._largest_curvature = max(self._largest_curvature, dAd / dd if dd > 0.0 else 0.0)
             if not (math.isfinite(dAd) and math.isfinite(phi) and math.isfinite(residual)):
                 return CGStop.NON_FINITE
             self._x = x

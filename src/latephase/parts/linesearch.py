@@ -41,7 +41,7 @@ def armijo(
     if slope < 0.0:
         for _ in range(max_reductions + 1):
             loss = loss_at(factor)
-            if loss <= loss_0 + c * factor * slope and loss < loss_0:
+            if math.isfinite(loss) and loss <= loss_0 + c * factor * slope and loss < loss_0:
                 return LineSearchResult(factor, loss)
             factor *= beta
     return LineSearchResult(0.0, loss_0)

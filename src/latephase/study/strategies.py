@@ -114,7 +114,7 @@ class HF:
         return step
 
 
-_CHUNK = 2000  # examples per forward pass: what a small machine's memory holds with the graph
+_CHUNK = 2048  # examples per forward pass: what a small machine's memory holds with the graph
 
 
 def _chunks(batch: Split) -> list[tuple[Tensor, Tensor]]:
