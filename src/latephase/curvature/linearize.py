@@ -91,6 +91,8 @@ def trace(point: Point, options: Options) -> Program:
     if options.product_dtype is not None:
         g.lower_precision(merged, vectors, options.product_dtype)
     residuals = g.boundary(merged, vectors, [*jvp, *vjp, *hvp])
+    if point.parameters.device.type == "cpu":
+        residuals = g.lay_channels_last(merged, vectors, residuals)
     randoms = [n for n in merged.nodes if g.is_random(n)]  # all, in order: so each draws what it drew before
     compiled = torch.compile if options.compile else lambda function: function
     return Program(
