@@ -37,8 +37,35 @@ COSTLY = {
     aten.convolution.default,
     aten.convolution_backward.default,
 }
-# What needs, or is fast in, the plain layout only.
-LAYOUT_BOUND = {aten.gather.default, aten.as_strided.default, aten.max_pool2d_with_indices_backward.default}
+# What is right and fast whatever the layout of images is. (A backward of group normalisation, for one, is not.)
+LAYOUT_FREE = {
+    operator.getitem,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.native_batch_norm_backward.default,
+    aten.threshold_backward.default,
+    aten.gelu_backward.default,
+    aten.silu_backward.default,
+    aten.tanh_backward.default,
+    aten.sigmoid_backward.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool2d_backward.default,
+    aten._adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool2d_backward.default,
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.neg.default,
+    aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.expand.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten._to_copy.default,
+    aten.clone.default,
+}
 BILINEAR = {aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.convolution.default}
 
 Node = fx.Node
@@ -170,23 +197,28 @@ def dependencies(outputs: Sequence[Any], given: Collection[Node] = ()) -> set[No
     return found
 
 
-def lay_channels_last(graph: fx.Graph, vectors: Sequence[Node], residuals: Sequence[Node]) -> list[Node]:
+def lay_channels_last(
+    graph: fx.Graph, vectors: Sequence[Node], outputs: Sequence[Any], residuals: Sequence[Node]
+) -> list[Node]:
     """Let residual images lie channels last, where that pays on a CPU; return the residuals anew.
 
     Convolutions take such images without reordering them first. A product with an all-convolutional network gets a
     sixth faster, a wide residual network's an eighth; where positions are gathered (max pooling) it would get slower.
     """
     linear = dependents(graph, vectors)
-    targets = {node.target for node in linear}
-    if aten.convolution.default not in targets or targets & LAYOUT_BOUND:
+    on_images = {
+        node.target
+        for node in (linear & dependencies(outputs)).difference(vectors)
+        if _is_image(node) or any(map(_is_image, node.all_input_nodes))
+    }
+    if aten.convolution.default not in on_images or not on_images <= LAYOUT_FREE:
         return list(residuals)
     for node in linear:
         if node.target is aten.view.default:
             node.target = aten.reshape.default
     relaid = []
     for node in residuals:
-        value = _value(node)
-        if value is not None and value.dim() == 4 and value.is_floating_point():
+        if _is_image(node):
             with graph.inserting_after(_last_placeholder(graph) if node.op == "placeholder" else node):
                 copy = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.channels_last})
             copy.meta.update(node.meta)
@@ -194,6 +226,11 @@ def lay_channels_last(graph: fx.Graph, vectors: Sequence[Node], residuals: Seque
             node = copy
         relaid.append(node)
     return relaid
+
+
+def _is_image(node: Node) -> bool:
+    value = _value(node)
+    return value is not None and value.dim() == 4 and value.is_floating_point()
 
 
 def _last_placeholder(graph: fx.Graph) -> Node:

@@ -90,9 +90,10 @@ def trace(point: Point, options: Options) -> Program:
     g.fold_scales(merged, vectors)
     if options.product_dtype is not None:
         g.lower_precision(merged, vectors, options.product_dtype)
-    residuals = g.boundary(merged, vectors, [*jvp, *vjp, *hvp])
+    products = [*jvp, *vjp, *hvp]
+    residuals = g.boundary(merged, vectors, products)
     if point.parameters.device.type == "cpu":
-        residuals = g.lay_channels_last(merged, vectors, residuals)
+        residuals = g.lay_channels_last(merged, vectors, products, residuals)
     randoms = [n for n in merged.nodes if g.is_random(n)]  # all, in order: so each draws what it drew before
     compiled = torch.compile if options.compile else lambda function: function
     return Program(

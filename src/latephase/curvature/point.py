@@ -102,14 +102,12 @@ class Point:
             theirs: The other.
             tolerance: At least this much is allowed, besides :attr:`tolerance`.
         """
-        for a, b in zip(mine, theirs, strict=True):
-            a, b = a.detach().to(torch.float64), b.detach().to(torch.float64)
-            error, size = float((a - b).norm()), float(b.norm())
-            # Values that are not finite pass: nothing can be said of them, and a step looks for them itself.
-            if error > max(tolerance, self.tolerance) * size:
-                raise DisagreementError(
-                    f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}"
-                )
+        # All tensors together: one of them may be zero but for rounding, like the gradient of a bias before BatchNorm.
+        a, b = (torch.cat([_dense(t).double().reshape(-1) for t in tensors]) for tensors in (mine, theirs))
+        error, size = float((a - b).norm()), float(b.norm())
+        # Values that are not finite pass: nothing can be said of them, and a step looks for them itself.
+        if error > max(tolerance, self.tolerance) * size:
+            raise DisagreementError(f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}")
 
     @property
     def tolerance(self) -> float:
@@ -153,6 +151,10 @@ def evaluate(forward: Forward, parameters: Parameters, again: Callable[[], Abstr
     flat = pytree.tree_leaves(outputs)
     places = frontier(loss, flat)
     return Point(forward, again, parameters, leaves, loss, [flat[i] for i in places], places, recording.record)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
 
 
 def _nodes(loss: Tensor) -> Iterator[Any]:
