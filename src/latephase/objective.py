@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from latephase.checks import non_negative, real_vector, vector_map
 from latephase.curvature import GGN, Hessian
@@ -86,7 +87,7 @@ def _weight(targets: Any, reduction: str | Callable[[Any], float]) -> float:
 
 
 def _moved(data: Any, device: torch.device) -> Any:
-    return data.to(device) if hasattr(data, "to") else data
+    return pytree.tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, data)
 
 
 class Objective:

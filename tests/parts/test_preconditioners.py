@@ -55,6 +55,11 @@ def test_helps_where_the_diagonal_is_what_makes_the_system_hard():
     assert cg(A.mv, b, M=M, martens_conv_crit=False).last < 0.2 * cg(A.mv, b, martens_conv_crit=False).last
 
 
+def test_a_zero_without_damping_is_left_alone():
+    M = diagonal_preconditioner(torch.tensor([4.0, 0.0]), 0.0, 0.5)
+    assert_close(M(torch.ones(2)), torch.tensor([0.5, 1.0]))
+
+
 # ---------------------------------------------------------------------- the optimizer's method
 
 

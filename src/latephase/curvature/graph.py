@@ -43,6 +43,7 @@ LAYOUT_FREE = {
     aten.convolution.default,
     aten.convolution_backward.default,
     aten.native_batch_norm_backward.default,
+    aten.constant_pad_nd.default,
     aten.threshold_backward.default,
     aten.gelu_backward.default,
     aten.silu_backward.default,

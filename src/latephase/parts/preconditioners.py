@@ -17,5 +17,7 @@ def diagonal_preconditioner(
         damping: λ, a number or a vector of shape (P,).
         exponent: Martens' ξ (0.75, likewise): below 1 it softens the spread of the entries.
     """
-    scale = (diagonal + damping).pow(-exponent)
+    damped = diagonal + damping
+    # Without damping a parameter that nothing depends on has a zero there, and no gradient to scale either.
+    scale = damped.where(damped > 0.0, 1.0).pow(-exponent)
     return lambda v: scale * v
