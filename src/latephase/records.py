@@ -21,7 +21,9 @@ class Outcome(str, Enum):
 
     ACCEPTED = "the step was taken"
     NO_DECREASE = "no step size lowered the loss on the evaluation batch enough; the parameters stay"
-    NO_DIRECTION = "conjugate gradients found no direction of descent; the parameters stay, and damping grows if it is adapted"
+    NO_DIRECTION = (
+        "conjugate gradients found no direction of descent; the parameters stay, and damping grows if it is adapted"
+    )
     ZERO_GRADIENT = "the gradient is zero; the parameters stay"
     NO_PARAMETERS = "no parameter requires a gradient; nothing to do"
     NON_FINITE_LOSS = "the loss on the model batch is not finite; nothing was changed"

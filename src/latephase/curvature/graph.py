@@ -207,12 +207,10 @@ def lay_channels_last(
     sixth faster, a wide residual network's an eighth; where positions are gathered (max pooling) it would get slower.
     """
     linear = dependents(graph, vectors)
-    on_images = {
-        node.target
-        for node in (linear & dependencies(outputs)).difference(vectors)
-        if _is_image(node) or any(map(_is_image, node.all_input_nodes))
-    }
-    if aten.convolution.default not in on_images or not on_images <= LAYOUT_FREE:
+    used = (linear & dependencies(outputs)).difference(vectors)
+    targets = {node.target for node in used}
+    on_images = {node.target for node in used if _is_image(node) or any(map(_is_image, node.all_input_nodes))}
+    if aten.convolution.default not in on_images or not on_images <= LAYOUT_FREE or aten.gather.default in targets:
         return list(residuals)
     for node in linear:
         if node.target is aten.view.default:
