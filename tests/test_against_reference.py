@@ -430,7 +430,7 @@ def spy_on_cg(monkeypatch: pytest.MonkeyPatch) -> list[CGPath]:
     cg = latephase.optimizer.cg
 
     def spy(*args: Any, **kwargs: Any) -> CGPath:
-        paths.append(cg(*args, **kwargs))
+        paths.append(cg(*args, **kwargs, in_memory=1000))
         return paths[-1]
 
     monkeypatch.setattr(latephase.optimizer, "cg", spy)

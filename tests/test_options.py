@@ -688,6 +688,8 @@ def test_micro_batches_in_memory() -> None:
     assert calls[1] > calls[2] > calls[3]
     assert calls[None] == calls[1]
     assert counts[1].linearisations > counts[2].linearisations > counts[3].linearisations == 0
+    for memory in (1, 2):  # of three micro-batches, one less than fit is kept
+        assert counts[memory].linearisations == (4 - memory) * counts[memory].products
     for memory in (1, 2, 3):
         torch.testing.assert_close(ends[memory], ends[None], rtol=1e-9, atol=1e-12)
 

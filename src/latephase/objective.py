@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from latephase.checks import non_negative, real_vector, vector_map
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.point import Forward, Point, evaluate, split_return
-from latephase.parameters import Parameters
+from latephase.parameters import Parameters, plus_scaled
 from latephase.records import Counts
 from latephase.transaction import Transaction
 
@@ -97,6 +97,7 @@ class Objective:
 
     Args:
         parameters: The flat view of θ.
+        theta: θ as the step finds it, shape (P,).
         transaction: Makes all evaluations see one network.
         gradient: The micro-batches of the model batch B for the gradient.
         curvature: Those for the curvature.
@@ -111,6 +112,7 @@ class Objective:
     def __init__(
         self,
         parameters: Parameters,
+        theta: Tensor,
         transaction: Transaction,
         *,
         gradient: Sequence[MicroBatch],
@@ -123,11 +125,12 @@ class Objective:
         micro_batches_in_memory: int = 1,
     ) -> None:
         self.parameters = parameters
+        self.theta = theta
         self._transaction = transaction
         self._gradient, self._curvature, self._evaluation = list(gradient), list(curvature), list(evaluation)
         self._operator = operator
         self._weight_decay = weight_decay
-        self._grad = None if grad is None else real_vector("grad", grad, like=parameters.read())
+        self._grad = None if grad is None else real_vector("grad", grad, like=theta)
         self._mvp = None if mvp is None else vector_map("mvp", mvp)
         # While one micro-batch is being worked on its graph is in memory too; where all fit, none is worked on twice.
         fits = len(self._curvature) <= micro_batches_in_memory
@@ -147,10 +150,9 @@ class Objective:
 
         The loss is None where the user brought the gradient.
         """
-        theta = self.parameters.read()
         if self._grad is not None:
-            return None, self._grad + self._weight_decay * theta
-        loss, grad = self._penalty(theta), self._weight_decay * theta
+            return None, self._grad + self._weight_decay * self.theta
+        loss, grad = self._penalty(self.theta), self._weight_decay * self.theta
         for number, micro_batch in enumerate(self._gradient):
             point = self._evaluate(number, micro_batch)
             keep_graph = False
@@ -175,12 +177,18 @@ class Objective:
                 self._linearise(number, micro_batch)
 
         def product(v: Tensor) -> Tensor:
-            total = torch.zeros_like(v)
+            total = None
             for number, micro_batch in enumerate(self._curvature):
-                operator = self._operators.get(micro_batch.forward) or self._linearise(number, micro_batch)
-                total += micro_batch.weight * (operator @ v)
+                operator = self._operators.get(micro_batch.forward)
+                if operator is None:
+                    operator = self._linearise(number, micro_batch)
+                elif micro_batch.forward not in self._kept:
+                    self._linearisations += 1  # it was released: the product runs its constants again
+                term = (operator @ v).mul_(micro_batch.weight)
+                total = term if total is None else total.add_(term)
                 if micro_batch.forward not in self._kept:
                     self._release(micro_batch)
+            assert total is not None
             return total
 
         return self._counted(product)
@@ -198,9 +206,9 @@ class Objective:
             self._losses += 1
         return loss
 
-    def loss_here(self, theta: Tensor) -> float:
-        """Return the loss on B̄ at the present parameters; known already where B̄ = B."""
-        return self.loss(theta) if self._loss_on_model_batch is None else self._loss_on_model_batch
+    def loss_here(self) -> float:
+        """Return the loss on B̄ at θ; known already where B̄ = B."""
+        return self.loss(self.theta) if self._loss_on_model_batch is None else self._loss_on_model_batch
 
     def _penalty(self, theta: Tensor) -> float:
         if isinstance(self._weight_decay, float) and self._weight_decay == 0.0:
@@ -231,7 +239,7 @@ class Objective:
     def _counted(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def counted(v: Tensor) -> Tensor:
             self._products += 1
-            return product(v) + self._weight_decay * v
+            return plus_scaled(product(v), self._weight_decay, v)
 
         return counted
 
@@ -241,20 +249,18 @@ class TrialLosses:
 
     Args:
         objective: Evaluates them.
-        theta: θ, shape (P,).
         steps: n → p_n, shape (P,).
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, steps: Mapping[int, Tensor]) -> None:
+    def __init__(self, objective: Objective, steps: Mapping[int, Tensor]) -> None:
         self._objective = objective
-        self._theta = theta
         self._steps = steps
         self._known: dict[tuple[int, float], float] = {}
 
     def __call__(self, n: int, scale: float | Tensor = 1.0) -> float:
         """Return the loss after the step p_n, scaled by a number or entry by entry (a vector of shape (P,))."""
         if isinstance(scale, Tensor):
-            return self._objective.loss(self._theta + scale * self._steps[n])
+            return self._objective.loss(plus_scaled(self._objective.theta, scale, self._steps[n]))
         if (n, scale) not in self._known:
-            self._known[n, scale] = self._objective.loss(self._theta + scale * self._steps[n])
+            self._known[n, scale] = self._objective.loss(plus_scaled(self._objective.theta, scale, self._steps[n]))
         return self._known[n, scale]

@@ -32,7 +32,7 @@ from latephase.curvature import GGN, Hessian
 from latephase.curvature.fisher import diagonal_empirical_fisher
 from latephase.curvature.linearize import Options
 from latephase.objective import MicroBatch, Objective, TrialLosses, micro_batches
-from latephase.parameters import Parameters, function_modes, leave_function_modes
+from latephase.parameters import Parameters, function_modes, leave_function_modes, plus_scaled
 from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate
 from latephase.parts.cg import NonPositiveCurvature, cg
 from latephase.parts.damping import clipped, constant_damping, levenberg_marquardt
@@ -136,20 +136,20 @@ class HessianFree(torch.optim.Optimizer):
         """One iteration of Algorithm 1."""
         parameters = objective.parameters
         lam, lr = parameters.spread("damping"), parameters.spread("lr")
-        theta = parameters.read()
+        theta = objective.theta
 
         # Evaluate gradient and curvature on B:  g ← ∇L_B(θ)
         loss_model, g = objective.loss_and_grad()
         G = objective.curvature()
-        loss_0 = objective.loss_here(theta)
+        loss_0 = objective.loss_here()
         record = self._begin(loss_model, loss_0, g, objective.counts)
         if record.outcome is Outcome.ZERO_GRADIENT:
             return record
 
         # Define B(d) = Gd + λd.  {p_n} ← cg(B, −g), from the decayed last solution
         path = cg(
-            lambda d: G(d) + lam * d,
-            -g,
+            lambda d: plus_scaled(G(d), lam, d),
+            g.neg_(),  # in place, here and nowhere else: P numbers less
             x0=self._warm_start(parameters),
             M=M,
             max_iter=self.cg_max_iter,
@@ -169,7 +169,7 @@ class HessianFree(torch.optim.Optimizer):
         )
         if not candidates:
             return self._without_direction(record, parameters)
-        loss_at = TrialLosses(objective, theta, path.iterates)
+        loss_at = TrialLosses(objective, path.iterates)
 
         # λ ← lm_heuristic(λ, L_B̄): actual change on B̄ by the last iterate over the model's change from zero
         actual = loss_at(path.last) - loss_0
@@ -178,13 +178,13 @@ class HessianFree(torch.optim.Optimizer):
         n = self.choose_iterate(loss_at, candidates)
         # α ← line_search(p, L_B̄), from α = lr
         step = lr * path.iterates[n]
-        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, float(g.dot(step)))
+        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, -float(g.dot(step)))
         if not math.isfinite(loss):
             raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_STEP, counts=objective.counts))
 
         # Apply update  θ ← θ + αp
         if factor > 0.0:
-            parameters.write(theta + factor * step)
+            parameters.write(plus_scaled(theta, factor, step))
         self._scale_damping(lam_factor)
         self._set_warm_start(parameters, path.iterates[path.last] if factor > 0.0 else None)
         return dataclasses.replace(
@@ -317,14 +317,16 @@ class HessianFree(torch.optim.Optimizer):
         if M is not None:
             M = vector_map("M_func", M)
         parameters = Parameters(self.param_groups)
+        theta = parameters.read()
         transaction = Transaction(parameters.device)
         try:
-            with torch.enable_grad(), self._all_or_nothing(parameters, transaction):
-                objective = self._objective(parameters, transaction, **problem)
+            with torch.enable_grad(), self._all_or_nothing(parameters, theta, transaction):
+                objective = self._objective(parameters, theta, transaction, **problem)
                 if not parameters.tensors:
                     raise _Undone(_nothing_to_do(objective, self))
                 if test_deterministic:
-                    _check_deterministic(*(self._objective(parameters, transaction, **problem) for _ in range(2)))
+                    again = [self._objective(parameters, theta, transaction, **problem) for _ in range(2)]
+                    _check_deterministic(*again)
                 record = self._update(objective, M)
         except _Undone as undone:
             record = undone.record
@@ -337,9 +339,8 @@ class HessianFree(torch.optim.Optimizer):
         return record.loss_after
 
     @contextmanager
-    def _all_or_nothing(self, parameters: Parameters, transaction: Transaction) -> Iterator[None]:
+    def _all_or_nothing(self, parameters: Parameters, theta: Tensor, transaction: Transaction) -> Iterator[None]:
         """Put everything back where it was if the block does not come to its end."""
-        theta = parameters.read()
         state = {p: dict(self.state[p]) for p in parameters.tensors if p in self.state}
         damping = [group["damping"] for group in self.param_groups]
         depth = len(function_modes())
@@ -357,9 +358,10 @@ class HessianFree(torch.optim.Optimizer):
                 group["damping"] = value
             raise
 
-    def _objective(self, parameters: Parameters, transaction: Transaction, **problem: Any) -> Objective:
+    def _objective(self, parameters: Parameters, theta: Tensor, transaction: Transaction, **problem: Any) -> Objective:
         return Objective(
             parameters,
+            theta,
             transaction,
             operator=partial(GGN, options=self.product_options) if self.curvature_opt == "ggn" else Hessian,
             weight_decay=parameters.spread("weight_decay"),
@@ -392,7 +394,7 @@ class HessianFree(torch.optim.Optimizer):
 
     def _warm_start(self, parameters: Parameters) -> Tensor | None:
         """The decayed CG solution of the last step (Martens & Sutskever 2012, Section 10), or None."""
-        x0 = self.cg_decay_x0 * parameters.join([self.state[p].get("cg_solution") for p in parameters.tensors])
+        x0 = parameters.join([self.state[p].get("cg_solution") for p in parameters.tensors]).mul_(self.cg_decay_x0)
         return x0 if bool(x0.any()) else None
 
     def _set_warm_start(self, parameters: Parameters, solution: Tensor | None) -> None:
@@ -510,7 +512,7 @@ class HessianFree(torch.optim.Optimizer):
             closures: dict[int, Callable[[], Any]] = {}
             made = micro_batches(model, loss_func, batch, reduction, parameters.device, closures)
             problem = {"gradient": made, "curvature": made, "evaluation": made}
-            values.append(_fingerprint(self._objective(parameters, transaction, **problem)))
+            values.append(_fingerprint(self._objective(parameters, parameters.read(), transaction, **problem)))
         transaction.rollback()
         differing = _differing(*values)
         if differing:
@@ -530,7 +532,7 @@ class HessianFree(torch.optim.Optimizer):
 
 
 def _nothing_to_do(objective: Objective, optimizer: HessianFree) -> StepRecord:
-    loss = objective.loss(objective.parameters.read())
+    loss = objective.loss(objective.theta)
     damping = float(optimizer.param_groups[0]["damping"])
     return StepRecord(Outcome.NO_PARAMETERS, None, loss, loss, damping, damping, counts=objective.counts)
 
@@ -558,7 +560,7 @@ def _fingerprint(objective: Objective) -> dict[str, Tensor]:
     parameters = objective.parameters
     loss_model, grad = objective.loss_and_grad()
     v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(grad)
-    loss = objective.loss(parameters.read())
+    loss = objective.loss(objective.theta)
     return {
         "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64, device="cpu"),
         "the gradient": grad,

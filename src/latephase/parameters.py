@@ -81,6 +81,11 @@ class Parameters:
         return Substitution(self.tensors, tensors)
 
 
+def plus_scaled(x: Tensor, factor: float | Tensor, v: Tensor) -> Tensor:
+    """Return x + factor · v, vectors of shape (P,), with no more memory than the result takes."""
+    return torch.addcmul(x, factor, v) if isinstance(factor, Tensor) else torch.add(x, v, alpha=factor)
+
+
 def _check_supported(p: Tensor, device: torch.device) -> None:
     if p.device != device:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from random import Random
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.comparison import assert_close, definite_matrix, normal_vector, prope
 from torch import Tensor
 
 from latephase import CGStop
+from latephase.parts.backtracking import backtracking_grid
 from latephase.parts.cg import CGPath, NonPositiveCurvature, cg, relative_progress_stalled
 
 ALL = frozenset(range(1000))
@@ -179,6 +181,45 @@ def test_keeps_the_iterates_asked_for_and_the_last(seed: int, keep: frozenset[in
     path = cg(A.mv, b, max_iter=max_iter, martens_conv_crit=False, keep=keep)
     assert list(path.iterates) == sorted({n for n in keep if n <= path.last} | {path.last})
     assert len(path.values) == path.last + 1
+
+
+@property_test
+@given(seeds, st.frozensets(st.integers(0, 30)), st.integers(1, 4), st.booleans(), st.randoms())
+def test_iterates_out_of_memory_come_back_to_the_bit(
+    seed: int, keep: frozenset[int], in_memory: int, warm: bool, random: Random
+):
+    A, b = definite_matrix(25, 1e3, seed), normal_vector(25, seed)
+    x0 = 0.5 * torch.linalg.solve(A, b) if warm else None
+    frugal, lavish = (
+        cg(A.mv, b, x0, A.diagonal().reciprocal().mul, max_iter=25, keep=keep, in_memory=most)
+        for most in (in_memory, 100)
+    )
+    assert list(frugal.iterates) == list(lavish.iterates)
+    for n in random.choices(list(lavish.iterates), k=10):
+        assert torch.equal(frugal.iterates[n], lavish.iterates[n])
+        # With those before it: the next better than it, and the last for the warm start.
+        assert len(frugal.iterates._in_memory) <= in_memory + 3
+    with pytest.raises(KeyError):
+        frugal.iterates[31]
+
+
+def test_walking_back_through_all_iterates_repeats_less_than_the_path():
+    A, b = definite_matrix(200, 1e4, 0), normal_vector(200, 1)
+    products = 0
+
+    def counted(v: Tensor) -> Tensor:
+        nonlocal products
+        products += 1
+        return A.mv(v)
+
+    path = cg(counted, b, martens_conv_crit=False, max_iter=100, keep=backtracking_grid(100))
+    assert (path.last, products) == (100, 100)
+    for n in list(path.iterates)[:-5:-1]:
+        assert path.iterates[n].shape == b.shape
+    assert products == 100  # the latest four are in memory
+    for n in list(path.iterates)[::-1]:
+        assert path.iterates[n].shape == b.shape
+    assert 100 < products < 200
 
 
 @property_test

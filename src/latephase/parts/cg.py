@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,47 @@ class NonPositiveCurvature(str, Enum):
     IGNORE = "ignore"  #: use dᵀAd as it is
 
 
+class Iterates(Mapping[int, Tensor]):
+    """Iteration number → iterate of shape (P,), in increasing order.
+
+    Only the latest are in memory, so that a long path takes no more of it than a short one. An earlier one is found
+    by walking the path again, to the same bits; the walk leaves in memory those just before it.
+
+    Args:
+        numbers: All there are, in increasing order.
+        in_memory: The latest of them, with the last.
+        walk_to: Runs conjugate gradients again, up to the given iteration.
+    """
+
+    def __init__(self, numbers: list[int], in_memory: dict[int, Tensor], walk_to: Callable[[int], CGPath]) -> None:
+        self._numbers = numbers
+        self._in_memory = in_memory
+        self._walk_to = walk_to
+
+    def __getitem__(self, n: int) -> Tensor:
+        if n not in self._in_memory and n in self._numbers:
+            following = min(m for m in self._in_memory if m > n)  # it may be better than the one asked for
+            stay = {m: self._in_memory[m] for m in (following, self._numbers[-1])}
+            self._in_memory = {**self._walk_to(n).iterates._in_memory, **stay}
+        return self._in_memory[n]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 class CGPath(NamedTuple):
     """The iterates {p_n} that conjugate gradients passed through.
 
     Attributes:
-        iterates: Iteration number → iterate of shape (P,), in increasing order; the last iterate is always there.
+        iterates: Those that were to be kept, and the last.
         values: φ(x_i) for i = 0, 1, …: the quadratic model's change from zero. All finite.
         stop: Why the iteration ended.
     """
 
-    iterates: dict[int, Tensor]
+    iterates: Iterates
     values: list[float]
     stop: CGStop
 
@@ -52,6 +84,7 @@ def cg(
     martens_conv_crit: bool = True,
     nonpos_curv_option: NonPositiveCurvature = NonPositiveCurvature.STOP,
     keep: frozenset[int] = frozenset(),
+    in_memory: int = 4,
     check_every: int = 1,
 ) -> CGPath:
     """Minimise φ(x) = ½ xᵀAx − bᵀx for a symmetric positive definite A that is given by its products.
@@ -65,14 +98,19 @@ def cg(
         martens_conv_crit: Whether to stop by :func:`relative_progress_stalled`.
         nonpos_curv_option: What to do at non-positive curvature.
         keep: Numbers of the iterations whose iterates are returned, besides the last.
+        in_memory: How many of these are held; see :class:`Iterates`. On a grid with γ = 1.3, an iterate that is
+            four before the last costs a third of the path again.
         check_every: Iterations between two looks at the numbers. A look waits for the device; the result
             is the same whatever the interval, at the price of up to ``check_every - 1`` products too many.
 
     Returns:
         The path up to the iteration at which it ended. A non-finite number ends it before it is used.
     """
-    path = _Path(b, keep, martens_conv_crit, nonpos_curv_option)
     x, r, phi = _start(A, b, x0)
+    again = partial(
+        cg, A, b, x, M, martens_conv_crit=False, nonpos_curv_option=nonpos_curv_option, keep=keep, in_memory=in_memory
+    )
+    path = _Path(b, keep, in_memory, lambda n: again(max_iter=n), martens_conv_crit, nonpos_curv_option)
     stop = path.begin(x, phi, float(r.norm()))
     if stop is not None:
         return path.ended(stop)
@@ -88,11 +126,12 @@ def cg(
         r.addcmul_(Ad, alpha)
         y = r if M is None else M(r)
         ry, ry_old = r.dot(y), ry
-        path.append(x, dAd, dd=d.dot(d), phi=0.5 * x.dot(r - b), residual=r.norm())
+        path.append(x, dAd, dd=d.dot(d), phi=_model_value(x, r, b), residual=r.norm())
         if i % check_every == 0:
             stop = path.look()
             if stop is not None:
                 return path.ended(stop)
+        del Ad  # not to be in memory beside the next
         d.mul_(ry / ry_old).sub_(y)
     return path.ended(path.look() or CGStop.MAX_ITERATIONS)
 
@@ -115,10 +154,15 @@ def _start(A: Operator, b: Tensor, x0: Tensor | None) -> tuple[Tensor, Tensor, f
     """Return the starting point, its residual Ax − b and its model value."""
     if x0 is not None:
         r = A(x0) - b
-        phi = 0.5 * float(x0.dot(r - b))
+        phi = float(_model_value(x0, r, b))
         if -math.inf < phi < 0.0:
             return x0, r, phi
     return torch.zeros_like(b), -b, 0.0
+
+
+def _model_value(x: Tensor, r: Tensor, b: Tensor) -> Tensor:
+    """φ(x) = ½ xᵀ(r − b) from the residual r = Ax − b."""
+    return 0.5 * (x.dot(r) - x.dot(b))
 
 
 class _Path:
@@ -128,10 +172,14 @@ class _Path:
         self,
         b: Tensor,
         keep: frozenset[int],
+        in_memory: int,
+        walk_to: Callable[[int], CGPath],
         martens_conv_crit: bool,
         nonpos_curv_option: NonPositiveCurvature,
     ) -> None:
         self._keep = keep
+        self._most_in_memory = in_memory
+        self._walk_to = walk_to
         self._martens_conv_crit = martens_conv_crit
         self._stop_at_non_positive = nonpos_curv_option is NonPositiveCurvature.STOP
         # Rounding bounds what the recurrence can reach: below this the residual is noise.
@@ -141,9 +189,9 @@ class _Path:
         self._unseen: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, x: Tensor, phi: float, residual: float) -> CGStop | None:
-        self._x = x
-        self._values = [phi]
-        self._kept = {0: x} if 0 in self._keep else {}
+        self._values: list[float] = []
+        self._kept: dict[int, Tensor] = {}
+        self._advance(x, phi)
         return CGStop.SOLVED if residual <= self._smallest_residual else None
 
     def append(self, x: Tensor, dAd: Tensor, dd: Tensor, phi: Tensor, residual: Tensor) -> None:
@@ -162,10 +210,7 @@ class _Path:
             self._largest_curvature = max(self._largest_curvature, dAd / dd if dd > 0.0 else 0.0)
             if not (math.isfinite(dAd) and math.isfinite(phi) and math.isfinite(residual)):
                 return CGStop.NON_FINITE
-            self._x = x
-            self._values.append(phi)
-            if len(self._values) - 1 in self._keep:
-                self._kept[len(self._values) - 1] = x
+            self._advance(x, phi)
             if residual <= self._smallest_residual:
                 return CGStop.SOLVED
             if self._martens_conv_crit and relative_progress_stalled(self._values):
@@ -173,5 +218,15 @@ class _Path:
         self._unseen.clear()
         return None
 
+    def _advance(self, x: Tensor, phi: float) -> None:
+        self._x = x
+        self._values.append(phi)
+        if len(self._values) - 1 in self._keep:
+            self._kept[len(self._values) - 1] = x
+            if len(self._kept) > self._most_in_memory:
+                del self._kept[min(self._kept)]
+
     def ended(self, stop: CGStop) -> CGPath:
-        return CGPath({**self._kept, len(self._values) - 1: self._x}, self._values, stop)
+        last = len(self._values) - 1
+        numbers = sorted({*(n for n in self._keep if n <= last), last})
+        return CGPath(Iterates(numbers, {**self._kept, last: self._x}, self._walk_to), self._values, stop)
