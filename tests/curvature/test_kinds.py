@@ -116,6 +116,15 @@ class Cube(torch.autograd.Function):
         return 3.0 * x * x * grad
 
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(6, dtype=torch.complex128))
+
+    def forward(self, x):
+        return (x * self.phase).real
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
@@ -337,6 +346,7 @@ REFUSED = [
     (Kind("EmbeddingBag", lambda: nn.Sequential(nn.EmbeddingBag(10, 6), nn.Linear(6, C)), tokens), "_embedding_bag"),
     (Kind("cdist", Distances, vectors), "_cdist_forward"),
     (Kind("reentrant checkpointing", lambda: Checkpointed(True), vectors), "use_reentrant=False"),
+    (Kind("complex parameter", lambda: nn.Sequential(Complex(), nn.Linear(6, C)), vectors), "torch.view_as_real"),
 ]
 
 
@@ -396,5 +406,30 @@ def test_products_are_those_of_the_linearised_model(kind):
 @pytest.mark.parametrize(("kind", "name"), REFUSED, ids=lambda value: getattr(value, "name", None))
 def test_refused_by_name(kind, name):
     _, forward, params, _ = problem(kind)
-    with pytest.raises((CurvatureError, RuntimeError), match=name):
+    with pytest.raises((CurvatureError, RuntimeError, TypeError), match=name):
         ggn(forward, params)
+
+
+def test_bfloat16_autocast():
+    """Rounding is that of bfloat16, so agreement is too; the parameters and the products stay float32."""
+    model, inputs = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, C)).float(), vectors().float()
+    targets = torch.randint(C, (N,))
+
+    def forward():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(inputs)
+        assert outputs.dtype == torch.bfloat16
+        return F.cross_entropy(outputs.float(), targets), outputs
+
+    v = torch.randn(sum(p.numel() for p in model.parameters()), 4)
+    operator = ggn(forward, list(model.parameters()))
+    product = operator @ v.float()
+    assert product.dtype == torch.float32
+    model, inputs = model.double(), inputs.double()
+
+    def exact():
+        outputs = model(inputs)
+        return F.cross_entropy(outputs, targets), outputs
+
+    expected = hessian_of_linearised_loss(exact, list(model.parameters()), lambda z: F.cross_entropy(z, targets)) @ v
+    assert (product - expected).norm() <= 0.02 * expected.norm(), operator.explain()

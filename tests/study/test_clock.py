@@ -1,9 +1,12 @@
 import contextlib
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
 
-from latephase.study.clock import Clock
+from latephase.study.clock import Clock, to_itself
 
 
 class Time:
@@ -76,3 +79,24 @@ def test_work_queued_before_is_not_charged_and_work_still_running_is(time, monke
     with clock:
         queued.append(3)
     assert clock.seconds == 3
+
+
+def test_a_device_is_one_timed_runs_at_a_time():
+    script = f"""
+import torch
+from {to_itself.__module__} import to_itself
+with to_itself(torch.device("cuda:7")):
+    print("mine", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "mine\n"
+        with to_itself(torch.device("cuda:6")):
+            pass  # another device
+        order = []
+        threading.Timer(0.3, lambda: (order.append("theirs"), other.kill())).start()
+        with to_itself(torch.device("cuda:7")):
+            order.append("ours")
+        assert order == ["theirs", "ours"]

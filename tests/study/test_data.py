@@ -51,6 +51,12 @@ def test_uncompressed_files_are_read_too(tmp_path):
     assert torch.equal(fashion_mnist(tmp_path).test.inputs, compressed.test.inputs)
 
 
+def test_the_folder_may_be_one_of_several_data_sets(tmp_path):
+    (tmp_path / "fashion_mnist").mkdir()
+    arrays = write_folder(tmp_path / "fashion_mnist")
+    assert fashion_mnist(tmp_path).test.targets.tolist() == arrays[TEST_LABELS].tolist()
+
+
 @pytest.mark.parametrize("name", [TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS])
 def test_a_missing_file_is_named(tmp_path, name):
     write_folder(tmp_path)

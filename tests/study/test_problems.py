@@ -23,20 +23,47 @@ def test_networks(name, shape, parameters):
             assert not layer.bias.any()
 
 
+def test_the_papers_problems_come_first():
+    papers = ["cifar10_3c3d", "cifar100_allcnnc", "svhn_wrn164"]
+    assert list(PROBLEMS) == [*papers, "digits_cnn", "fmnist_2c2d", "fmnist_allcnn", "poisson_pinn"]
+    assert all(PROBLEMS[name].name == name for name in PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cifar10_3c3d", (0.067966, 128, 100, 0.002)),
+        ("cifar100_allcnnc", (0.171234, 256, 350, 0.0005)),
+        ("svhn_wrn164", (0.025378, 128, 160, 0.0005)),
+    ],
+)
+def test_the_papers_settings(name, settings):
+    problem = PROBLEMS[name]
+    assert (problem.lr, problem.batch_size, problem.epochs, problem.weight_decay) == settings
+
+
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_weight_decay_covers_weights_but_not_biases(problem):
     model = problem.build_model()
-    nn.init.constant_(model[-3].bias, 7.0)
-    decay = {id(p): g["weight_decay"] for g in problem.parameter_groups(model) for p in g["params"]}
     for name, p in model.named_parameters():
-        assert decay[id(p)] == (problem.weight_decay if name.endswith("weight") else 0.0)
-    squares = sum((p.double() ** 2).sum().item() for name, p in model.named_parameters() if name.endswith("weight"))
+        if name.endswith("bias"):
+            nn.init.constant_(p, 7.0)
+    decay = {id(p): g["weight_decay"] for g in problem.parameter_groups(model) for p in g["params"]}
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    expected = {id(p): problem.weight_decay for p in weights}
+    assert decay == {id(p): expected.get(id(p), 0.0) for p in model.parameters()}
+    squares = sum((p.double() ** 2).sum().item() for p in weights)
     assert problem.l2_term(model) == pytest.approx(0.5 * problem.weight_decay * squares, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("digit_cnn", "'digits_cnn'"), ("fmnist", "'fmnist_allcnn'")])
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_every_problem_says_where_it_comes_from(problem):
+    assert problem.source
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("digit_cnn", "'digits_cnn'"), ("fmnist", "'fmnist_2c2d'")])
 def test_an_unknown_problem_gets_the_nearest_names(name, nearest):
-    with pytest.raises(ValueError, match=f"unknown problem '{name}'. Did you mean {nearest}"):
+    with pytest.raises(ValueError, match=f"unknown problem '{name}'. Did you mean .*{nearest}"):
         find_problem(name)
 
 

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -6,10 +7,11 @@ from tests.study.toy import TOY, build_model, load_data, silent
 from torch import nn
 
 from latephase.study import runner
+from latephase.study.budget import Allowance
 from latephase.study.clock import Clock
-from latephase.study.evaluation import Point
-from latephase.study.runner import Run, resume
-from latephase.study.strategies import HF_EQUAL, SGD_CONSTANT, Strategy
+from latephase.study.evaluation import Quality
+from latephase.study.runner import resume
+from latephase.study.strategies import SGD_CONSTANT, SWA, Step, Strategy, Trainer, hf_equal
 
 
 @dataclass
@@ -21,22 +23,28 @@ class Time:
 
 @dataclass
 class Counting:
-    """A strategy that adds 1 to all parameters and takes as long as it is told."""
+    """A strategy that adds 1 to all parameters and takes as long, and as much work, as it is told."""
 
     time: Time
     durations: list
     spent: list = field(default_factory=list)
     name: str = "counting"
 
-    def start(self, problem, model, train, generator):
-        def step(spent):
-            self.spent.append(spent)
-            self.time.now += self.durations.pop(0)
-            with torch.no_grad():
-                for p in model.parameters():
-                    p += 1
+    def start(self, problem, model, data, generator):
+        self.network = model
+        return self
 
-        return step
+    def judged(self):
+        return self.network
+
+    def step(self, spent):
+        self.spent.append(spent)
+        duration = self.durations.pop(0)
+        self.time.now += duration
+        with torch.no_grad():
+            for p in self.network.parameters():
+                p += 1
+        return Step(2 * duration, lr=float(len(self.spent)))
 
 
 @pytest.fixture
@@ -44,25 +52,35 @@ def time(monkeypatch):
     """Replace the clock's time, and measure nothing but the parameters; each measurement takes 100 s."""
     time = Time()
 
-    def evaluate(problem, model, data, *, seconds, steps):
+    def evaluate(problem, model, data):
         time.now += 100
-        return Point(seconds, steps, next(model.parameters()).mean().item(), 0.0, 0.0)
+        return Quality(next(model.parameters()).mean().item(), 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(runner, "Clock", lambda device: Clock(device, now=lambda: time.now))
     monkeypatch.setattr(runner, "evaluate", evaluate)
     return time
 
 
-def run(strategy, budget):
+def run(strategy, budget, unit="seconds", progress=silent):
     state = {name: torch.zeros_like(value) for name, value in build_model().state_dict().items()}
-    return resume(TOY, load_data(), state, strategy, budget=budget, seed=0, progress=silent)
+    return resume(TOY, load_data(), state, strategy, allowance=Allowance(budget, unit), seed=0, progress=progress)
 
 
 def test_the_step_in_which_the_budget_runs_out_is_taken_back(time):
     strategy = Counting(time, [3.0, 3.0, 3.0, 3.0])
     curve = run(strategy, budget=10.0).curve
     assert [(p.seconds, p.steps, p.train_loss) for p in curve] == [(0, 0, 0), (3, 1, 1), (6, 2, 2), (9, 3, 3)]
+    assert [p.gradients for p in curve] == [0, 6, 12, 18]
+    assert math.isnan(curve[0].lr)
+    assert [p.lr for p in curve[1:]] == [1, 2, 3]
     assert strategy.spent == pytest.approx([0.0, 0.3, 0.6, 0.9])
+
+
+def test_a_budget_of_work_does_not_look_at_the_clock(time):
+    strategy = Counting(time, [3.0, 30.0, 3.0])
+    curve = run(strategy, budget=70.0, unit="gradients").curve
+    assert [(p.gradients, p.steps, p.train_loss) for p in curve] == [(0, 0, 0), (6, 1, 1), (66, 2, 2)]
+    assert strategy.spent == pytest.approx([0.0, 6 / 70, 66 / 70])
 
 
 def test_a_step_that_ends_with_the_budget_counts(time):
@@ -84,17 +102,16 @@ def test_evaluations_are_spaced_equally_and_the_last_state_is_among_them(time):
     assert curve[-1].steps == curve[-1].train_loss == 999
 
 
-def test_a_run_keeps_the_best_of_its_curve():
-    curve = [Point(0, 0, 0.5, 0.0, 0.7), Point(1, 1, 0.2, 0.0, 0.9), Point(2, 2, 0.4, 0.0, 0.8)]
-    best = Run("name", 0, tuple(curve))
-    assert (best.best_train_loss, best.best_test_accuracy) == (0.2, 0.9)
+def test_a_run_that_diverges_ends_there(time, monkeypatch):
+    monkeypatch.setattr(runner, "evaluate", lambda problem, model, data: Quality(math.nan, 0.0, math.nan, 0.1))
+    curve = run(Counting(time, [1.0] * 1001), budget=1000.0).curve
+    assert len(curve) == 1
+    assert math.isnan(curve[0].train_loss)
 
 
 def test_progress_ends_with_the_run(time):
     fractions = []
-    state = build_model().state_dict()
-    strategy = Counting(time, [4.0, 4.0, 4.0])
-    resume(TOY, load_data(), state, strategy, budget=10.0, seed=0, progress=lambda f, _: fractions.append(f))
+    run(Counting(time, [4.0, 4.0, 4.0]), budget=10.0, progress=lambda f, _: fractions.append(f))
     assert fractions == pytest.approx([0.0, 0.4, 0.8, 1.0])
 
 
@@ -104,27 +121,39 @@ class OneSecondSteps:
 
     strategy: Strategy
     time: Time
-    name: str = "timed"
+    trainer: Trainer | None = None
 
-    def start(self, problem, model, train, generator):
-        step = self.strategy.start(problem, model, train, generator)
+    def start(self, problem, model, data, generator):
+        self.trainer = self.strategy.start(problem, model, data, generator)
+        return self
 
-        def timed(spent):
-            step(spent)
-            self.time.now += 1
+    @property
+    def network(self):
+        return self.trainer.network
 
-        return timed
+    def judged(self):
+        return self.trainer.judged()
+
+    def step(self, spent):
+        self.time.now += 1
+        return self.trainer.step(spent)
 
 
-@pytest.mark.parametrize("strategy", [SGD_CONSTANT, HF_EQUAL], ids=["sgd", "hf"])
-def test_steps_depend_on_nothing_but_checkpoint_and_seed(time, strategy):
+def model_with_dropout():
+    return nn.Sequential(*build_model(), nn.Dropout(0.2))
+
+
+@pytest.mark.parametrize("strategy", [SGD_CONSTANT, SWA(every=2), hf_equal(TOY)], ids=["sgd", "swa", "hf"])
+@pytest.mark.parametrize("allowance", [Allowance(5.0, "seconds"), Allowance(40.0, "gradients")], ids=str)
+def test_steps_depend_on_nothing_but_checkpoint_and_seed(time, strategy, allowance):
     torch.manual_seed(0)
     state = build_model().state_dict()
+    problem = replace(TOY, build_model=model_with_dropout)
 
     def losses(seed):
         torch.rand(seed + 5)  # whatever was drawn before
         timed = OneSecondSteps(strategy, time)
-        run = resume(WITH_DROPOUT, load_data(), state, timed, budget=5.0, seed=seed, progress=silent)
+        run = resume(problem, load_data(), state, timed, allowance=allowance, seed=seed, progress=silent)
         return [p.train_loss for p in run.curve]
 
     assert losses(1) == losses(1)
@@ -132,8 +161,13 @@ def test_steps_depend_on_nothing_but_checkpoint_and_seed(time, strategy):
     assert losses(1)[-1] != losses(2)[-1]
 
 
-def model_with_dropout():
-    return nn.Sequential(*build_model(), nn.Dropout(0.2))
-
-
-WITH_DROPOUT = replace(TOY, build_model=model_with_dropout)
+def test_records_are_those_of_the_steps_that_count():
+    torch.manual_seed(0)
+    state = build_model().state_dict()
+    run = resume(
+        TOY, load_data(), state, hf_equal(TOY), allowance=Allowance(100.0, "gradients"), seed=0, progress=silent
+    )
+    assert len(run.records) == run.curve[-1].steps > 1
+    work = sum(r.counts.losses * 20 / 3 + 16 + (1 + r.counts.products) * 16 for r in run.records) / TOY.batch_size
+    assert run.curve[-1].gradients == pytest.approx(work)
+    assert run.curve[-1].gradients <= 100.0

@@ -32,7 +32,16 @@ TOY = Problem(
     curvature_batch=16,
     gradient_batch=32,
     evaluation_batch=20,
+    cpu_threads=1,
 )
+
+
+def build():
+    """What the command line is given: ``…/toy.py:build``."""
+    return TOY
+
+
+REFERENCE = f"{__file__}:build"
 
 
 def silent(fraction, remark):

@@ -4,24 +4,26 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from latephase.study.data import Split
+from latephase.study.data import Data, Split
 
 
-def endless(split: Split, size: int, generator: torch.Generator) -> Iterator[Split]:
-    """Yield batches of ``size`` examples for ever, pass after pass, each in a fresh random order.
+def endless(data: Data, size: int, generator: torch.Generator) -> Iterator[Split]:
+    """Yield batches of ``size`` training examples for ever, pass after pass, each in a fresh random order.
 
     What does not fill the last batch of a pass is left out of it.
 
     Raises:
-        ValueError: If ``split`` has fewer than ``size`` examples (when the first batch is asked for).
+        ValueError: If there are fewer than ``size`` examples (when the first batch is asked for).
     """
-    if not 1 <= size <= len(split):
-        raise ValueError(f"a batch of {size} cannot be drawn from {len(split)} examples")
+    n = len(data.train)
+    if not 1 <= size <= n:
+        raise ValueError(f"a batch of {size} cannot be drawn from {n} examples")
     while True:
-        order = torch.randperm(len(split), generator=generator)
-        for start in range(0, len(split) - size + 1, size):
-            yield split.take(order[start : start + size])
+        order = torch.randperm(n, generator=generator)
+        for start in range(0, n - size + 1, size):
+            yield _augmented(data, order[start : start + size], generator)
 
 
 class HFBatches(NamedTuple):
@@ -33,36 +35,51 @@ class HFBatches(NamedTuple):
 
 
 def hessian_free(
-    split: Split, *, curvature: int, gradient: int, evaluation: int, generator: torch.Generator
+    data: Data, *, curvature: int, gradient: int, evaluation: int, generator: torch.Generator, same: bool = False
 ) -> Iterator[HFBatches]:
-    """Yield batches for Hessian-free steps for ever, each drawn afresh.
+    """Yield batches of training examples for Hessian-free steps for ever, each drawn afresh.
 
     The evaluation batch is disjoint from the curvature batch, and from the gradient batch as far as the data
-    suffice: with ``gradient = len(split)`` the gradient is that of all the data.
+    suffice: with ``gradient`` the number of all examples, the gradient is that of all the data.
 
     That is what a small data set wants. There, examples set aside are no fresh sample: near a minimum the gradient of
     the whole vanishes, so those of a part and of its complement point in opposite directions, and a step that follows
     one is judged by the other.
 
+    Curvature and gradient batch share their examples as augmented, too.
+
     Args:
-        split: What to draw from.
+        data: What to draw from.
         curvature: Size of the curvature batch.
         gradient: Size of the gradient batch, which contains the curvature batch.
         evaluation: Size of the evaluation batch.
         generator: What to draw with.
+        same: Whether the gradient batch is the evaluation batch, too, so that a step judges itself by the examples
+            that it was made from. Then ``evaluation`` means nothing.
 
     Raises:
-        ValueError: If ``split`` is too small (when the first batches are asked for).
+        ValueError: If there are too few examples (when the first batches are asked for).
     """
-    if not curvature <= gradient <= len(split) or curvature + evaluation > len(split):
+    n = len(data.train)
+    if not 1 <= curvature <= gradient <= n or (not same and not 1 <= evaluation <= n - curvature):
         raise ValueError(
-            f"batches for curvature ({curvature}), gradient ({gradient}) and evaluation ({evaluation}) "
-            f"cannot be drawn from {len(split)} examples"
+            f"batches for curvature ({curvature}), gradient ({gradient}) and evaluation "
+            f"({'the same' if same else evaluation}) cannot be drawn from {n} examples"
         )
     while True:
-        order = torch.randperm(len(split), generator=generator)
-        yield HFBatches(
-            curvature=split.take(order[:curvature]),
-            gradient_only=split.take(order[curvature:gradient]),
-            evaluation=split.take(order[len(split) - evaluation :]),
-        )
+        order = torch.randperm(n, generator=generator)
+        shared = _augmented(data, order[:curvature], generator)
+        rest = _augmented(data, order[curvature:gradient], generator)
+        judge = _joined(shared, rest) if same else _augmented(data, order[n - evaluation :], generator)
+        yield HFBatches(shared, rest, judge)
+
+
+def _augmented(data: Data, index: Tensor, generator: torch.Generator) -> Split:
+    batch = data.train.take(index)
+    return batch if data.augment is None else Split(data.augment(batch.inputs, generator), batch.targets)
+
+
+def _joined(first: Split, second: Split) -> Split:
+    if len(second) == 0:
+        return first
+    return Split(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))

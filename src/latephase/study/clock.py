@@ -1,10 +1,15 @@
-"""A stopwatch for training time."""
+"""A stopwatch for training time, and a device to oneself while it runs."""
 
+import getpass
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 import torch
+from filelock import FileLock
 
 
 class Clock:
@@ -49,6 +54,18 @@ class Clock:
         _synchronise(self._device)
         self._total = self.seconds
         self._started = None
+
+
+@contextmanager
+def to_itself(device: torch.device) -> Iterator[None]:
+    """Wait until no other timed run of this user is on this machine's device, and keep others from it.
+
+    All cores of a machine are one device: what another run does on one of them slows the others.
+    """
+    index = 0 if device.index is None and device.type != "cpu" else device.index
+    name = device.type if index is None else f"{device.type}{index}"
+    with FileLock(Path(tempfile.gettempdir()) / f"latephase-{getpass.getuser()}-{name}.lock"):
+        yield
 
 
 def _synchronise(device: torch.device) -> None:

@@ -12,40 +12,62 @@ _CHUNK = 2000  # examples per forward pass
 
 
 @dataclass(frozen=True)
-class Point:
-    """The state of a network at one moment, measured in evaluation mode on all the data.
+class Quality:
+    """How good a network is, measured in evaluation mode on all the data, without augmentation.
 
     Attributes:
-        seconds: Training time until then.
-        steps: Steps until then.
         train_loss: The objective on the training data: mean loss plus L2 term, which is what every strategy minimises.
+        train_metric: The problem's metric on the training data.
         test_loss: Mean loss over the test data, without the L2 term.
-        test_accuracy: Fraction of the test data classified correctly.
+        test_metric: The problem's metric on the test data.
     """
 
-    seconds: float
-    steps: int
     train_loss: float
+    train_metric: float
     test_loss: float
-    test_accuracy: float
+    test_metric: float
 
 
-def evaluate(problem: Problem, model: nn.Module, data: Data, *, seconds: float, steps: int) -> Point:
+@dataclass(frozen=True)
+class Point:
+    """One point of a curve.
+
+    Attributes:
+        steps: Steps until then.
+        seconds: Training time until then, evaluation excluded.
+        gradients: Work until then, in gradients on a batch of SGD's size.
+        lr: The learning rate of the last step; NaN where a strategy has none.
+        train_loss: As in `Quality`, like all that follow.
+        train_metric: See there.
+        test_loss: See there.
+        test_metric: See there.
+    """
+
+    steps: int
+    seconds: float
+    gradients: float
+    lr: float
+    train_loss: float
+    train_metric: float
+    test_loss: float
+    test_metric: float
+
+
+def evaluate(problem: Problem, model: nn.Module, data: Data) -> Quality:
     """Measure ``model``, which keeps its mode (training or evaluation) and its parameters."""
     was_training = model.training
     model.eval()
-    train_loss, _ = _loss_and_accuracy(problem, model, data.train)
-    test_loss, test_accuracy = _loss_and_accuracy(problem, model, data.test)
+    train_loss, train_metric = _loss_and_metric(problem, model, data.train)
+    test_loss, test_metric = _loss_and_metric(problem, model, data.test)
     model.train(was_training)
-    return Point(seconds, steps, train_loss + problem.l2_term(model), test_loss, test_accuracy)
+    return Quality(train_loss + problem.l2_term(model), train_metric, test_loss, test_metric)
 
 
 @torch.no_grad()
-def _loss_and_accuracy(problem: Problem, model: nn.Module, split: Split) -> tuple[float, float]:
-    loss = correct = 0.0
+def _loss_and_metric(problem: Problem, model: nn.Module, split: Split) -> tuple[float, float]:
+    loss, outputs = 0.0, []
     for start in range(0, len(split), _CHUNK):
         chunk = split.take(slice(start, start + _CHUNK))
-        outputs = model(chunk.inputs)
-        loss += problem.loss(outputs, chunk.targets).item() * len(chunk)
-        correct += (outputs.argmax(dim=1) == chunk.targets).sum().item()
-    return loss / len(split), correct / len(split)
+        outputs.append(model(chunk.inputs))
+        loss += problem.loss(outputs[-1], chunk.targets).item() * len(chunk)
+    return loss / len(split), problem.metric.measure(torch.cat(outputs), split.targets)

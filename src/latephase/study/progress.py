@@ -38,6 +38,11 @@ class Reporter:
             yield remember
             self._console.print(f"{name}: {last}", highlight=False)
 
+    def say(self, text: str) -> None:
+        """Write a line where there is no live bar, which would say it itself."""
+        if not self._quiet and not self._console.is_terminal:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
     @contextmanager
     def _bar(self, name: str) -> Iterator[Update]:
         columns = (

@@ -1,11 +1,14 @@
-"""The second phase: one strategy, from the checkpoint, for one wall-clock budget."""
+"""The second phase: one strategy, from a checkpoint, for one budget."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from latephase import StepRecord
+from latephase.study.budget import Allowance
 from latephase.study.clock import Clock
 from latephase.study.data import Data
 from latephase.study.evaluation import Point, evaluate
@@ -21,24 +24,12 @@ class Run:
     """What one strategy made of the budget.
 
     Attributes:
-        strategy: The strategy's name.
-        seed: What its batches were drawn with.
         curve: One point at the checkpoint, then up to `EVALUATIONS`; none is beyond the budget.
+        records: One for each Hessian-free step that counts.
     """
 
-    strategy: str
-    seed: int
     curve: tuple[Point, ...]
-
-    @property
-    def best_train_loss(self) -> float:
-        """The lowest training loss on the curve."""
-        return min(point.train_loss for point in self.curve)
-
-    @property
-    def best_test_accuracy(self) -> float:
-        """The highest test accuracy on the curve."""
-        return max(point.test_accuracy for point in self.curve)
+    records: tuple[StepRecord, ...]
 
 
 def resume(
@@ -47,20 +38,21 @@ def resume(
     state: dict[str, Any],
     strategy: Strategy,
     *,
-    budget: float,
+    allowance: Allowance,
     seed: int,
     progress: Update,
 ) -> Run:
-    """Continue training from a checkpoint for ``budget`` seconds. Seeds torch's global generator.
+    """Continue training from a checkpoint within a budget. Seeds torch's global generator.
 
-    Evaluation is not on the clock. The step during which the budget runs out does not count: it is taken back.
+    Evaluation is not on the clock. The step during which the budget runs out does not count: it is taken back. A run
+    whose loss is no longer finite ends there.
 
     Args:
         problem: What to train.
         data: On the device to train on.
         state: The checkpoint, a state dict of the problem's network.
         strategy: How to train.
-        budget: Seconds of training time, > 0.
+        allowance: The budget.
         seed: For the batches that the strategy draws, and for dropout.
         progress: Told about each step.
     """
@@ -68,24 +60,37 @@ def resume(
     model = problem.build_model().to(device)
     model.load_state_dict(state)
     torch.manual_seed(seed)
-    clock = Clock(device)
+    clock, work, lr = Clock(device), 0.0, math.nan
+    records: list[StepRecord] = []
 
-    curve = [evaluate(problem, model, data, seconds=0.0, steps=0)]
+    def spent() -> float:
+        """The share of the budget that is gone."""
+        return (clock.seconds if allowance.unit == "seconds" else work) / allowance.amount
+
+    def point(steps: int, seconds: float, gradients: float) -> Point:
+        return Point(steps, seconds, gradients, lr, **vars(evaluate(problem, trainer.judged(), data)))
+
     with clock:
-        step = strategy.start(problem, model, data.train, torch.Generator().manual_seed(seed))
+        trainer = strategy.start(problem, model, data, torch.Generator().manual_seed(seed))
+    curve = [point(steps=0, seconds=0.0, gradients=0.0)]
     for steps in itertools.count():
-        seconds = clock.seconds
-        if seconds >= budget * len(curve) / EVALUATIONS:
-            curve.append(evaluate(problem, model, data, seconds=seconds, steps=steps))
-        progress(seconds / budget, f"train loss {curve[-1].train_loss:.4f}")
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        with clock:
-            step(seconds / budget)
-        if clock.seconds > budget:
+        share, now = spent(), (steps, clock.seconds, work)
+        if share >= len(curve) / EVALUATIONS:
+            curve.append(point(*now))
+        progress(min(share, 1.0), f"train loss {curve[-1].train_loss:.4f}")
+        if not math.isfinite(curve[-1].train_loss):
             break
+        before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+        with clock:
+            step = trainer.step(share)
+        work += step.gradients
+        if spent() > 1.0:
+            trainer.network.load_state_dict(before)
+            break
+        lr = step.lr
+        records += [] if step.record is None else [step.record]
 
     if curve[-1].steps < steps:
-        model.load_state_dict(before)
-        curve.append(evaluate(problem, model, data, seconds=seconds, steps=steps))
+        curve.append(point(*now))
     progress(1.0, f"train loss {curve[-1].train_loss:.4f}")
-    return Run(strategy.name, seed, tuple(curve))
+    return Run(tuple(curve), tuple(records))

@@ -4,20 +4,47 @@ A strategy only takes steps; whoever calls them owns clock, evaluation and budge
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from latephase import HessianFree
+from latephase import HessianFree, StepRecord
 from latephase.study import batches
-from latephase.study.data import Split
+from latephase.study.data import Data, Split
 from latephase.study.problems import Problem
+from latephase.study.schedules import Schedule, constant, cosine, plateau, tenth
 
-Step = Callable[[float], None]
-"""Trains the network by one step, given the fraction of the budget spent so far."""
+
+class Step(NamedTuple):
+    """What one step was.
+
+    Attributes:
+        gradients: Its work, in gradients on a batch of SGD's size.
+        lr: The learning rate; NaN where there is none.
+        record: Of a Hessian-free step.
+    """
+
+    gradients: float
+    lr: float = math.nan
+    record: StepRecord | None = None
+
+
+class Trainer(Protocol):
+    """A strategy at work on one network."""
+
+    def step(self, spent: float) -> Step:
+        """Take one step, given the fraction of the budget spent so far."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What steps change: to put its state back is to take a step back."""
+
+    def judged(self) -> nn.Module:
+        """Return the network to evaluate."""
 
 
 class Strategy(Protocol):
@@ -27,81 +54,224 @@ class Strategy(Protocol):
     def name(self) -> str:
         """What tables and figures call it."""
 
-    def start(self, problem: Problem, model: nn.Module, train: Split, generator: torch.Generator) -> Step:
-        """Return the step that trains ``model`` on batches of ``train`` drawn with ``generator``."""
+    def settings(self) -> dict[str, Any]:
+        """What its steps depend on besides problem and seed, in plain numbers and strings."""
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+        """Return what trains ``model`` on batches drawn with ``generator``."""
+
+
+@dataclass
+class _Trainer:
+    step: Callable[[float], Step]
+    network: nn.Module
+
+    def judged(self) -> nn.Module:
+        return self.network
+
+
+# ---------------------------------------------------------------------- first order
 
 
 @dataclass(frozen=True)
-class SGD:
-    """SGD without momentum, at the problem's learning rate times ``factor(fraction of the budget spent)``."""
+class FirstOrder:
+    """An optimizer of `torch.optim`'s kind, one gradient per step.
+
+    The objective contains the problem's L2 term whatever the optimizer, so all minimise the same. Weight decay of
+    another kind (AdamW's) comes on top where ``options`` ask for it.
+
+    Attributes:
+        name: What tables and figures call it.
+        optimizer: Makes the optimizer from parameters and options.
+        lr: The learning rate before the schedule; None for the problem's α.
+        schedule: Scales the learning rate.
+        options: Further arguments of the optimizer.
+    """
 
     name: str
-    factor: Callable[[float], float]
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    lr: float | None = None
+    schedule: Schedule = constant
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def start(self, problem: Problem, model: nn.Module, train: Split, generator: torch.Generator) -> Step:
+    def settings(self) -> dict[str, Any]:
+        """See `Strategy.settings`."""
+        kind = f"{self.optimizer.__module__}.{self.optimizer.__qualname__}"
+        schedule = self.schedule.__name__
+        return {"name": self.name, "optimizer": kind, "lr": self.lr, "schedule": schedule, **self.options}
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        optimizer = torch.optim.SGD(problem.parameter_groups(model), lr=problem.lr)
-        stream = batches.endless(train, problem.batch_size, generator)
+        lr = problem.lr if self.lr is None else self.lr
+        decayed, plain = (group["params"] for group in problem.parameter_groups(model))
+        optimizer = self.optimizer([{"params": decayed}, {"params": plain}], lr=lr, **self.options)
+        factor = self.schedule()
+        stream = batches.endless(data, problem.batch_size, generator)
+        loss = math.nan
 
-        def step(spent: float) -> None:
+        def step(spent: float) -> Step:
+            nonlocal loss
             batch = next(stream)
+            now = lr * factor(spent, loss)
             for group in optimizer.param_groups:
-                group["lr"] = problem.lr * self.factor(spent)
+                group["lr"] = now
             optimizer.zero_grad()
-            problem.loss(model(batch.inputs), batch.targets).backward()
+            objective = problem.loss(model(batch.inputs), batch.targets)
+            objective.backward()
+            torch._foreach_add_([p.grad for p in decayed], decayed, alpha=problem.weight_decay)
             optimizer.step()
+            loss = float(objective.detach())
+            return Step(1.0, now)
 
-        return step
-
-
-def constant(spent: float) -> float:
-    """Keep the learning rate: the baseline."""
-    return 1.0
+        return _Trainer(step, model)
 
 
-def tenth(spent: float) -> float:
-    """Divide the learning rate by ten at the checkpoint."""
-    return 0.1
+@dataclass(frozen=True)
+class SWA:
+    """Stochastic weight averaging (Izmailov et al. 2018): SGD goes on at α, what is judged is the mean of its iterates.
 
-
-def cosine(spent: float) -> float:
-    """Let the learning rate fall to zero along half a cosine.
-
-    >>> cosine(0.0), cosine(1.0)
-    (1.0, 0.0)
+    Attributes:
+        name: What tables and figures call it.
+        every: Steps between two iterates that enter the mean.
     """
-    return 0.5 * (1 + math.cos(math.pi * spent))
+
+    name: str = "swa"
+    every: int = 10
+
+    def settings(self) -> dict[str, Any]:
+        """See `Strategy.settings`."""
+        return {"name": self.name, "every": self.every}
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+        """See `Strategy.start`."""
+        sgd = SGD_CONSTANT.start(problem, model, data, generator)
+        return _Averaging(sgd, model, AveragedModel(model), self.every, _passes(problem, data))
+
+
+@dataclass
+class _Averaging:
+    sgd: Trainer
+    model: nn.Module
+    mean: AveragedModel
+    every: int
+    data: Callable[[], Iterator[Tensor]]
+    steps: int = 0
+
+    def step(self, spent: float) -> Step:
+        taken = self.sgd.step(spent)
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.mean.update_parameters(self.model)
+        return taken
+
+    @property
+    def network(self) -> nn.Module:
+        return nn.ModuleList([self.model, self.mean])
+
+    def judged(self) -> nn.Module:
+        if self.steps < self.every:
+            return self.model
+        rng = torch.get_rng_state()  # dropout in the pass below is not to change the steps that follow
+        update_bn(self.data(), self.mean)
+        torch.set_rng_state(rng)
+        return self.mean.module
+
+
+def _passes(problem: Problem, data: Data) -> Callable[[], Iterator[Tensor]]:
+    return lambda: iter(data.train.inputs.split(problem.batch_size))
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """L-BFGS with a strong Wolfe line search, on one batch that it keeps: its differences of gradients need that.
+
+    Attributes:
+        name: What tables and figures call it.
+        batch: Examples in it.
+    """
+
+    name: str
+    batch: int
+
+    def settings(self) -> dict[str, Any]:
+        """See `Strategy.settings`."""
+        return {"name": self.name, "batch": self.batch}
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+        """See `Strategy.start`."""
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+        decayed = problem.parameter_groups(model)[0]["params"]
+        chunks = _chunks(next(batches.endless(data, self.batch, generator)))
+        state = torch.get_rng_state()
+        evaluations = 0
+
+        def closure() -> float:
+            nonlocal evaluations
+            evaluations += 1
+            torch.set_rng_state(state)  # one dropout mask for all, as for the batch
+            optimizer.zero_grad()
+            total = 0.0
+            for inputs, targets in chunks:
+                loss = problem.loss(model(inputs), targets) * (len(targets) / self.batch)
+                loss.backward()
+                total += float(loss.detach())
+            torch._foreach_add_([p.grad for p in decayed], decayed, alpha=problem.weight_decay)
+            return total + problem.l2_term(model)
+
+        def step(spent: float) -> Step:
+            before = evaluations
+            optimizer.step(closure)
+            return Step((evaluations - before) * self.batch / problem.batch_size)
+
+        return _Trainer(step, model)
+
+
+# ---------------------------------------------------------------------- second order
 
 
 @dataclass(frozen=True)
 class HF:
     """Hessian-free steps at their default settings, on batches drawn afresh for each.
 
-    The curvature batch and the evaluation batch B̄ are disjoint. The gradient batch begins with the curvature batch
-    and is disjoint from B̄ too, as far as the training data suffice.
+    The curvature batch and the evaluation batch B̄ are disjoint, unless they are to be the same. The gradient batch
+    begins with the curvature batch and is disjoint from B̄ too, as far as the training data suffice.
 
     Attributes:
         name: What tables and figures call it.
-        large_gradient: Whether the gradient is taken on the problem's ``gradient_batch`` rather than, as in the
-            paper, on the examples that the curvature is taken on.
+        curvature: Examples for the curvature, m in the paper.
+        gradient: Examples for the gradient; m in the paper.
+        evaluation: Examples in B̄, 1024 in the paper.
+        same: Whether B̄ is B, as in the original method (Martens 2010).
     """
 
     name: str
-    large_gradient: bool
+    curvature: int
+    gradient: int
+    evaluation: int
+    same: bool = False
 
-    def start(self, problem: Problem, model: nn.Module, train: Split, generator: torch.Generator) -> Step:
+    def settings(self) -> dict[str, Any]:
+        """See `Strategy.settings`."""
+        names = ("name", "curvature", "gradient", "evaluation", "same")
+        return {name: getattr(self, name) for name in names}
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
         optimizer = HessianFree(problem.parameter_groups(model))
         draw = batches.hessian_free(
-            train,
-            curvature=problem.curvature_batch,
-            gradient=problem.gradient_batch if self.large_gradient else problem.curvature_batch,
-            evaluation=problem.evaluation_batch,
+            data,
+            curvature=self.curvature,
+            gradient=self.gradient,
+            evaluation=self.evaluation,
+            same=self.same,
             generator=generator,
         )
 
-        def step(spent: float) -> None:
-            curvature, rest, evaluation = (_chunks(batch) for batch in next(draw))
+        def step(spent: float) -> Step:
+            drawn = next(draw)
+            curvature, rest = _chunks(drawn.curvature), _chunks(drawn.gradient_only)
+            # The very same list entries where B̄ is B, so that the step knows its losses already.
+            evaluation = curvature + rest if self.same else _chunks(drawn.evaluation)
             optimizer.acc_step(
                 model,
                 problem.loss,
@@ -110,8 +280,15 @@ class HF:
                 mvp_datalist=curvature,
                 micro_batches_in_memory=len(curvature),
             )
+            record = optimizer.last_step
+            assert record is not None
+            assert record.counts is not None
+            # A forward pass is a third of a gradient. The curvature is set up once, and a product costs a gradient.
+            judged = record.counts.losses / len(evaluation) * (self.gradient if self.same else self.evaluation)
+            work = judged / 3 + self.gradient + (1 + record.counts.products) * self.curvature
+            return Step(work / problem.batch_size, math.nan, record)
 
-        return step
+        return _Trainer(step, model)
 
 
 _CHUNK = 2048  # examples per forward pass: what a small machine's memory holds with the graph
@@ -122,8 +299,17 @@ def _chunks(batch: Split) -> list[tuple[Tensor, Tensor]]:
     return [(inputs, targets) for inputs, targets in pairs if len(targets)]
 
 
-SGD_CONSTANT = SGD("sgd_constant", constant)
-SGD_TENTH = SGD("sgd_tenth", tenth)
-SGD_COSINE = SGD("sgd_cosine", cosine)
-HF_EQUAL = HF("hf_equal", large_gradient=False)
-HF_LARGE = HF("hf_large", large_gradient=True)
+SGD_CONSTANT = FirstOrder("sgd_constant")
+SGD_TENTH = FirstOrder("sgd_tenth", schedule=tenth)
+SGD_COSINE = FirstOrder("sgd_cosine", schedule=cosine)
+SGD_PLATEAU = FirstOrder("sgd_plateau", schedule=plateau)
+
+
+def hf_equal(problem: Problem) -> HF:
+    """Gradient and curvature on the same examples, in the problem's numbers."""
+    return HF("hf_equal", problem.curvature_batch, problem.curvature_batch, problem.evaluation_batch)
+
+
+def hf_large(problem: Problem) -> HF:
+    """The gradient on many more examples than the curvature, in the problem's numbers."""
+    return HF("hf_large", problem.curvature_batch, problem.gradient_batch, problem.evaluation_batch)

@@ -1,60 +1,124 @@
-"""The first phase: SGD with a constant learning rate, up to the checkpoint."""
+"""The first phase: SGD with a constant learning rate, and checkpoints on the way."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from latephase.study.clock import Clock
 from latephase.study.data import Data
-from latephase.study.evaluation import Point, evaluate
+from latephase.study.evaluation import Point, Quality, evaluate
 from latephase.study.problems import Problem
 from latephase.study.progress import Update
 from latephase.study.strategies import SGD_CONSTANT
 
+CHECKPOINTS = 10  # equally spaced (Tatzel et al. 2022, Section 3.1)
+POINTS = 400  # most points of a curve between checkpoints: of a training with more epochs not all are evaluated
+
+
+def checkpoint_epochs(epochs: int) -> list[int]:
+    """Return after which epochs checkpoints are taken.
+
+    >>> checkpoint_epochs(25)
+    [2, 5, 8, 10, 12, 15, 18, 20, 22, 25]
+    >>> checkpoint_epochs(3)
+    [1, 2, 3]
+    """
+    return sorted({round(number * epochs / CHECKPOINTS) for number in range(1, CHECKPOINTS + 1)} - {0})
+
 
 @dataclass(frozen=True)
-class Training:
-    """What the first phase leaves behind.
+class Checkpoint:
+    """Where a training stands after an epoch: enough to resume it, and to go on to the bit as if never interrupted.
 
     Attributes:
-        curve: One point before the first epoch and one after each.
-        state: The network's state dict at the end.
+        epoch: Epochs so far.
+        network: The network's state dict.
+        generator: State of the generator that draws batches.
+        rng: State of the random numbers that dropout takes, on the CPU and on the device.
+        curve: Points so far: one before the first epoch, one after each checkpoint's, and up to `POINTS` others.
     """
 
+    epoch: int
+    network: dict[str, Any]
+    generator: torch.Tensor
+    rng: list[torch.Tensor]
     curve: tuple[Point, ...]
-    state: dict[str, Any]
 
-    @property
-    def seconds(self) -> float:
-        """The training time, evaluation excluded."""
-        return self.curve[-1].seconds
+    def save(self, file: Path | BinaryIO) -> None:
+        """Write it, as tensors and numbers alone."""
+        torch.save({**vars(self), "curve": [astuple(point) for point in self.curve]}, file)
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint: the network's state dict, for `load_checkpoint`."""
-        torch.save(self.state, path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state dict at ``path``, on the CPU. Only tensors are read; nothing in the file is executed."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    @classmethod
+    def load(cls, file: Path | BinaryIO) -> "Checkpoint":
+        """Read one, to the CPU. Only tensors and numbers are read; nothing in the file is executed."""
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        return cls(**{**content, "curve": tuple(Point(*point) for point in content["curve"])})
 
 
-def train(problem: Problem, data: Data, *, epochs: int, seed: int, progress: Update) -> Training:
-    """Train a fresh network on the device that holds ``data``. Seeds torch's global generator."""
+def train(
+    problem: Problem,
+    data: Data,
+    *,
+    epochs: int,
+    seed: int,
+    progress: Update,
+    keep: Callable[[int, Checkpoint], None],
+    since: Checkpoint | None = None,
+) -> tuple[Point, ...]:
+    """Train a network on the device that holds ``data``, and return the curve. Seeds torch's global generator.
+
+    Args:
+        problem: What to train.
+        data: To train on.
+        epochs: Passes over the training data.
+        seed: For the network's first weights, the batches and dropout.
+        progress: Told about each epoch.
+        keep: Given each checkpoint's number, from 1, and the checkpoint.
+        since: A checkpoint of the same training to go on from.
+    """
     device = data.train.inputs.device
     torch.manual_seed(seed)
     model = problem.build_model().to(device)
-    step = SGD_CONSTANT.start(problem, model, data.train, torch.Generator().manual_seed(seed))
-    steps_per_epoch = len(data.train) // problem.batch_size
+    generator = torch.Generator().manual_seed(seed)
+    if since is not None:
+        model.load_state_dict(since.network)
+        generator.set_state(since.generator)
+        _set_rng(device, since.rng)
+    trainer = SGD_CONSTANT.start(problem, model, data, generator)
+    steps = len(data.train) // problem.batch_size
     clock = Clock(device)
+    first = 0 if since is None else since.epoch
+    before = 0.0 if since is None else since.curve[-1].seconds
+    curve = [_point(evaluate(problem, model, data), 0, 0.0, problem)] if since is None else list(since.curve)
+    interval = -(-epochs // POINTS)
+    numbers = {epoch: number for number, epoch in enumerate(checkpoint_epochs(epochs), start=1)}
 
-    curve = [evaluate(problem, model, data, seconds=0.0, steps=0)]
-    for epoch in range(1, epochs + 1):
+    for epoch in range(first + 1, epochs + 1):
         with clock:
-            for _ in range(steps_per_epoch):
-                step(0.0)
-        curve.append(evaluate(problem, model, data, seconds=clock.seconds, steps=epoch * steps_per_epoch))
+            for _ in range(steps):
+                trainer.step(0.0)
+        if epoch % interval == 0 or epoch in numbers:
+            curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, problem))
+        if epoch in numbers:
+            state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            keep(numbers[epoch], Checkpoint(epoch, state, generator.get_state(), _rng(device), tuple(curve)))
         progress(epoch / epochs, f"train loss {curve[-1].train_loss:.4f}")
-    return Training(tuple(curve), model.state_dict())
+    return tuple(curve)
+
+
+def _point(quality: Quality, steps: int, seconds: float, problem: Problem) -> Point:
+    return Point(steps, seconds, float(steps), problem.lr, **vars(quality))
+
+
+def _rng(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_rng(device: torch.device, states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

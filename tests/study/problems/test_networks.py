@@ -1,4 +1,4 @@
-"""The paper's three networks: sizes, shapes, initial weights."""
+"""The networks of DeepOBS: sizes, shapes, initial weights."""
 
 import math
 from itertools import pairwise
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from latephase.study.problems import cifar10_3c3d, cifar100_allcnnc, svhn_wrn164
+from latephase.study.problems import cifar10_3c3d, cifar100_allcnnc, fmnist_2c2d, svhn_wrn164
 from latephase.study.problems.same_padding import SameConv2d, halving_max_pool, same_padding
 
 
@@ -72,6 +72,10 @@ def test_initial_biases(name, value):
     assert all(bool((bias == value).all()) for bias in biases)
 
 
+def test_the_counts_of_parameters_agree():
+    assert wrn_size() == 2_748_890
+
+
 def test_allcnnc_has_dropout_and_a_relu_after_every_convolution():
     layers = list(cifar100_allcnnc.build_model())
     assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.2, 0.5, 0.5]
@@ -94,6 +98,19 @@ def test_wrn_block_adds_its_activated_input():
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(block(x), block.norm1(x).relu())
+
+
+def test_2c2d():
+    """Weights are from a normal distribution that ends at two standard deviations, as TensorFlow's does."""
+    model = fmnist_2c2d.build_model()
+    assert sum(p.numel() for p in model.parameters()) == 3_274_634
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+    shrunk = 0.8796  # the standard deviation left by the cut
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            assert layer.weight.abs().max() <= 0.1
+            assert layer.weight.std().item() == pytest.approx(0.05 * shrunk, rel=5 / math.sqrt(layer.weight.numel()))
+            assert bool((layer.bias == 0.05).all())
 
 
 # ------------------------------------------------------------------ "same" padding, by its definition

@@ -2,6 +2,9 @@
 
 from torch import nn
 
+from latephase.study.data import cifar100
+from latephase.study.problems.initialise import initialise
+from latephase.study.problems.problem import Problem
 from latephase.study.problems.same_padding import SameConv2d
 
 
@@ -32,10 +35,19 @@ def build_model() -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    for layer in model:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_normal_(layer.weight)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.constant_(parameter, 0.1)
-    return model
+    return initialise(model, bias=0.1)
+
+
+CIFAR100_ALLCNNC = Problem(
+    name="cifar100_allcnnc",
+    build_model=build_model,
+    load_data=cifar100,
+    lr=0.171234,
+    batch_size=256,
+    epochs=350,
+    weight_decay=5e-4,
+    curvature_batch=2048,
+    gradient_batch=20000,
+    evaluation_batch=4096,
+    source="DeepOBS (Schneider et al. 2019); learning rate, batch size and epochs: Tatzel et al. 2022, Table 1",
+)

@@ -1,12 +1,32 @@
-"""Initial weights of the convolutional networks."""
+"""Initial weights of the networks."""
 
-from torch import nn
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def xavier_normal(model: nn.Module) -> nn.Module:
-    """Draw convolution weights from Glorot and Bengio's normal distribution, set biases to zero; return ``model``."""
+def initialise(
+    model: Model,
+    *,
+    convolution: Callable[[Tensor], Tensor] = nn.init.xavier_normal_,
+    dense: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
+    bias: float = 0.0,
+) -> Model:
+    """Draw the weights of convolutions and dense layers, set their biases; return ``model``.
+
+    Args:
+        model: The network.
+        convolution: Draws a convolution's weights, by default from Glorot and Bengio's normal distribution.
+        dense: Draws a dense layer's, by default from their uniform distribution.
+        bias: All biases.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            nn.init.xavier_normal_(module.weight)
-            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            draw = convolution if isinstance(module, nn.Conv2d) else dense
+            draw(module.weight)
+            if module.bias is not None:
+                nn.init.constant_(module.bias, bias)
     return model

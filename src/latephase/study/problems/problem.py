@@ -13,6 +13,31 @@ from latephase.study.data import Data
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a network is judged by, besides its loss.
+
+    Attributes:
+        name: What tables and figures call it, such as ``"accuracy"``.
+        measure: Maps the outputs for a whole split and its targets to the value.
+        higher_is_better: Whether the best value is the highest.
+        percent: Whether values are shares of one, to be shown as percentages.
+    """
+
+    name: str
+    measure: Callable[[Tensor, Tensor], float]
+    higher_is_better: bool = True
+    percent: bool = False
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Return the share of examples whose largest output, of shape [N, classes], is the target's."""
+    return (outputs.argmax(dim=1) == targets).double().mean().item()
+
+
+ACCURACY = Metric("accuracy", accuracy, percent=True)
+
+
+@dataclass(frozen=True)
 class Problem:
     """A network, its data, and how both optimizers are set for it.
 
@@ -22,13 +47,15 @@ class Problem:
         load_data: Returns the data, from the given folder or from the default place.
         lr: SGD's learning rate α.
         batch_size: SGD's batch size.
-        epochs: Passes over the training data before the checkpoint.
+        epochs: Passes over the training data.
         weight_decay: The factor wd of the L2 term ½·wd·‖θ‖², which covers weights but not biases.
-        curvature_batch: Examples for the curvature in a Hessian-free step.
-        gradient_batch: Examples for its gradient, where that may have more than the curvature.
-        evaluation_batch: Examples for the losses by which it judges itself.
+        curvature_batch: Examples for the curvature in a step of the strategies ``hf_equal`` and ``hf_large``.
+        gradient_batch: Examples for the gradient in a step of ``hf_large``.
+        evaluation_batch: Examples for the losses by which these steps judge themselves.
+        source: Where data, network and settings come from.
         cpu_threads: How many threads PyTorch should use on a CPU; None leaves it to PyTorch.
         loss: Maps (outputs, targets) to the mean loss, without the L2 term.
+        metric: What is reported besides the loss.
     """
 
     name: str
@@ -41,8 +68,15 @@ class Problem:
     curvature_batch: int
     gradient_batch: int
     evaluation_batch: int
+    source: str = ""
     cpu_threads: int | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    metric: Metric = ACCURACY
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a training depends on besides code and data, in plain numbers and strings."""
+        names = ("name", "lr", "batch_size", "epochs", "weight_decay")
+        return {name: getattr(self, name) for name in names}
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the model's parameters in two groups: weights with weight decay, biases without.

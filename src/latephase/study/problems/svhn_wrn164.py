@@ -5,6 +5,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from latephase.study.data import svhn
+from latephase.study.problems.initialise import initialise
+from latephase.study.problems.problem import Problem
 from latephase.study.problems.same_padding import SameConv2d
 
 BN_MOMENTUM = 0.9  # DeepOBS's PyTorch version: running statistics are mostly those of the last batch.
@@ -50,9 +53,19 @@ def build_model() -> nn.Module:
         nn.Flatten(),
         nn.Linear(channels[-1], 10),
     )
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
+    return initialise(model, convolution=nn.init.xavier_uniform_)
+
+
+SVHN_WRN164 = Problem(
+    name="svhn_wrn164",
+    build_model=build_model,
+    load_data=svhn,
+    lr=0.025378,
+    batch_size=128,  # of the benchmark from which the paper takes its settings (Schmidt et al. 2021)
+    epochs=160,
+    weight_decay=5e-4,
+    curvature_batch=2048,
+    gradient_batch=20000,
+    evaluation_batch=4096,
+    source="DeepOBS (Schneider et al. 2019); learning rate and epochs: Tatzel et al. 2022, Table 1",
+)

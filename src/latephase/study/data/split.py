@@ -1,0 +1,50 @@
+"""Examples to train and to test on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class DataError(RuntimeError):
+    """Data are missing, damaged or not what their name promises. The message names the file, folder or data set."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples: ``inputs`` and ``targets``, tensors whose first dimension counts them.
+
+    For images, ``inputs`` are [N, C, H, W] (float32, normalised) and ``targets`` [N] (int64).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index: Tensor | slice) -> "Split":
+        """Return the examples at ``index``."""
+        return Split(self.inputs[index], self.targets[index])
+
+    def to(self, device: torch.device) -> "Split":
+        """Return the same examples on ``device``."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""Maps training inputs to changed ones of the same shape, with random numbers from a generator on the CPU."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: two splits, and how training inputs are varied whenever they are drawn (None: not at all)."""
+
+    train: Split
+    test: Split
+    augment: Augmentation | None = None
+
+    def to(self, device: torch.device) -> "Data":
+        """Return the same data on ``device``."""
+        return Data(self.train.to(device), self.test.to(device), self.augment)

@@ -1,0 +1,117 @@
+"""Where runs are carried out: one after the other in this process, or spread over a Ray cluster."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from latephase.study.experiments import Place, describe, is_timed, perform
+from latephase.study.progress import Reporter
+from latephase.study.store import Config
+
+Engine = Callable[[Place, Sequence[Config]], None]
+"""Carries out runs that are not complete yet; returns when all are, or have failed."""
+
+_PAUSE = 1.0  # seconds until a run that another process is at is looked at again
+
+
+def local_engine(reporter: Reporter) -> Engine:
+    """Return an engine that carries out one run after the other, here: nothing else disturbs their clocks."""
+
+    def engine(place: Place, configs: Sequence[Config]) -> None:
+        if not configs:
+            return
+        with reporter.task(_title(configs)) as update:
+            waiting, done = list(configs), 0
+            while waiting:
+                config = waiting.pop(0)
+
+                def progress(fraction: float, remark: str, config: Config = config, done: int = done) -> None:
+                    update((done + fraction) / len(configs), f"{describe(config)}: {remark}")
+
+                state = perform(place, config, progress)
+                if state == "busy":
+                    waiting.append(config)
+                    time.sleep(_PAUSE)
+                else:
+                    done += 1
+                    reporter.say(f"{done}/{len(configs)} {describe(config)}: {state}")
+            update(1.0, "done")
+
+    return engine
+
+
+class RayEngine:
+    """Spreads runs over a Ray cluster (the one at ``RAY_ADDRESS``, else one of this machine).
+
+    A run whose worker or machine is lost starts again elsewhere. The folder of runs must be one that all machines see.
+
+    Args:
+        reporter: Told about each run.
+        cpus: CPUs that a run takes. Default: where time matters all of the smallest machine's, so that runs share none;
+            else one.
+        gpus: GPUs that a run takes. Default: one on a GPU, else none.
+
+    Raises:
+        ImportError: If Ray is not installed.
+    """
+
+    def __init__(self, reporter: Reporter, *, cpus: float | None = None, gpus: float | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ImportError("the engine ray needs the package ray: pip install 'latephase[ray]'") from None
+        self._ray = ray
+        self._reporter = reporter
+        self._cpus = cpus
+        self._gpus = gpus
+
+    def __call__(self, place: Place, configs: Sequence[Config]) -> None:
+        """See `Engine`."""
+        if not configs:
+            return
+        if not self._ray.is_initialized():
+            self._ray.init(log_to_driver=False)
+        with self._reporter.task(_title(configs)) as update:
+            running = {self._submit(place, config): config for config in configs}
+            done = 0
+            while running:
+                for reference in self._ray.wait(list(running), num_returns=1, timeout=_PAUSE)[0]:
+                    config = running.pop(reference)
+                    state = self._state(reference)
+                    if state == "busy":
+                        time.sleep(_PAUSE)
+                        running[self._submit(place, config)] = config
+                    else:
+                        done += 1
+                        update(done / len(configs), f"{describe(config)}: {state}")
+                        self._reporter.say(f"{done}/{len(configs)} {describe(config)}: {state}")
+            update(1.0, "done")
+
+    def _submit(self, place: Place, config: Config) -> Any:
+        cpus = _fewest_cpus(self._ray) if is_timed(config) else 1
+        gpus = 1 if place.device.startswith("cuda") else 0
+        remote = self._ray.remote(
+            max_retries=-1,  # as often as workers and machines are lost; an error of the run's own is no such loss
+            num_cpus=cpus if self._cpus is None else self._cpus,
+            num_gpus=gpus if self._gpus is None else self._gpus,
+        )(_perform_silently)
+        return remote.remote(place, config)
+
+    def _state(self, reference: Any) -> str:
+        try:
+            return self._ray.get(reference)
+        except (self._ray.exceptions.RaySystemError, self._ray.exceptions.WorkerCrashedError):
+            return "busy"  # lost, and to be tried again
+
+
+def _fewest_cpus(ray: Any) -> float:
+    """CPUs of the smallest machine in the cluster."""
+    return min(node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"])
+
+
+def _perform_silently(place: Place, config: Config) -> str:
+    return perform(place, config, lambda fraction, remark: None)
+
+
+def _title(configs: Sequence[Config]) -> str:
+    return "train with sgd" if configs[0]["kind"] == "training" else f"{len(configs)} late-phase runs"

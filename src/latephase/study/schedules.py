@@ -1,0 +1,60 @@
+"""Learning rate schedules: by what a strategy's learning rate is multiplied over the budget."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+Factor = Callable[[float, float], float]
+"""Maps the fraction of the budget spent and the loss of the last step (NaN before the first) to a factor."""
+
+Schedule = Callable[[], Factor]
+"""Starts a schedule."""
+
+
+def constant() -> Factor:
+    """Keep the learning rate: the baseline."""
+    return lambda spent, loss: 1.0
+
+
+def tenth() -> Factor:
+    """Divide the learning rate by ten at the checkpoint."""
+    return lambda spent, loss: 0.1
+
+
+def cosine() -> Factor:
+    """Let the learning rate fall to zero along half a cosine.
+
+    >>> factor = cosine()
+    >>> factor(0.0, 1.0), factor(1.0, 1.0)
+    (1.0, 0.0)
+    """
+    return lambda spent, loss: 0.5 * (1 + math.cos(math.pi * spent))
+
+
+PERIODS = 20  # of the budget, after each of which the mean loss is looked at
+PATIENCE = 5  # periods without progress before a reduction, so that at most three fit: 3 · 6 ≤ 20 < 4 · 6
+
+
+def plateau() -> Factor:
+    """Divide the learning rate by ten whenever the loss has stalled (Tatzel et al. 2022, Section 3.2)."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=PATIENCE)
+    losses: list[float] = []
+    period = 0
+
+    def factor(spent: float, loss: float) -> float:
+        nonlocal period
+        if not math.isnan(loss):
+            losses.append(loss)
+        if losses and int(spent * PERIODS) > period:
+            period = int(spent * PERIODS)
+            scheduler.step(sum(losses) / len(losses))
+            losses.clear()
+        return float(optimizer.param_groups[0]["lr"])
+
+    return factor
+
+
+SCHEDULES: dict[str, Schedule] = {"constant": constant, "tenth": tenth, "cosine": cosine, "plateau": plateau}

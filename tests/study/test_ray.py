@@ -1,0 +1,69 @@
+"""On a cluster of two machines of which one is lost in the middle, every run is made, once."""
+
+import io
+import threading
+import time
+
+import pytest
+from rich.console import Console
+from tests.study.test_store import TRAINING, TRAINING_ID
+from tests.study.toy import silent
+
+from latephase.study.budget import Budget
+from latephase.study.engines import RayEngine
+from latephase.study.experiments import Place, perform, run_configs
+from latephase.study.progress import Reporter
+from latephase.study.results import load_results
+from latephase.study.store import Store, identify
+
+pytest.importorskip("ray")
+# Ray leaves sockets and child processes to the garbage collector, and says this of its own future.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+]
+
+
+@pytest.fixture
+def cluster():
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def configurations(folder, seeds):
+    place = Place(str(folder))
+    assert perform(place, TRAINING, silent) == "complete"
+    return place, run_configs(
+        Store(folder), TRAINING_ID, place=place, checkpoint="all", strategies="sgd_tenth,hf_m12", seeds=seeds,
+        budget=Budget.parse("300gradients"),
+    )  # fmt: skip
+
+
+def test_a_machine_is_lost_in_the_middle(tmp_path, cluster):
+    place, configs = configurations(tmp_path, seeds=3)
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    shown = io.StringIO()
+
+    def lose_it():
+        while shown.getvalue().count("complete") < 4:
+            time.sleep(0.01)
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=lose_it)
+    thread.start()
+    engine = RayEngine(Reporter(Console(file=shown), quiet=False))
+    engine(place, configs)
+    thread.join()
+
+    results = load_results(Store(tmp_path))
+    assert sorted(results.runs.index) == sorted(map(identify, configs))
+    assert results.failures.empty
+    assert shown.getvalue().count("/18 ") == len(configs) == 18
+    for config in configs:
+        perform(place, config, silent)  # complete: nothing is done
