@@ -111,9 +111,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a problem's network with SGD, and keep ten checkpoints."""
-    session = _Session(Place(out, data_dir, device, tensorboard), quiet=quiet)
-    session.train(problem, seed, epochs)
-    session.leave()
+    command = _Command(Place(out, data_dir, device, tensorboard), quiet=quiet)
+    command.train(problem, seed, epochs)
+    command.leave()
 
 
 @app.command()
@@ -133,9 +133,9 @@ def resume(
 ) -> None:
     """Go on from the checkpoints of a folder's trainings, with each strategy and seed, for the same budget."""
     place = Place(folder, data_dir, device, tensorboard)
-    session = _Session(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus)
-    session.resume(session.trainings(), checkpoint, strategies, seeds, budget)
-    session.leave()
+    command = _Command(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus)
+    command.resume(command.trainings(), checkpoint, strategies, seeds, budget)
+    command.leave()
 
 
 @app.command()
@@ -145,8 +145,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write `report.html` and `figures/` (SVG and PNG) from the runs that a folder holds."""
-    session = _Session(Place(folder), quiet=quiet)
-    session.report(folder if to is None else to)
+    command = _Command(Place(folder), quiet=quiet)
+    command.report(folder if to is None else to)
 
 
 @app.command()
@@ -169,11 +169,11 @@ def study(
 ) -> None:
     """Train, resume from the checkpoints with each strategy, report: the three in a row."""
     place = Place(out, data_dir, device, tensorboard)
-    session = _Session(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus)
-    training = session.train(problem, seed, epochs)
-    session.resume([training], checkpoint, strategies, seeds, budget)
-    session.report(out)
-    session.leave()
+    command = _Command(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus)
+    training = command.train(problem, seed, epochs)
+    command.resume([training], checkpoint, strategies, seeds, budget)
+    command.report(out)
+    command.leave()
 
 
 DEMO_STRATEGIES = "sgd_constant,sgd_tenth,sgd_cosine,hf_equal,hf_large"
@@ -195,19 +195,19 @@ def demo(
 
     Prints a table, and draws train loss and test accuracy over the budget.
     """
-    session = _Session(Place(out, data_dir, device), quiet=quiet)
-    training = session.train(problem, seed, epochs)
-    session.resume([training], "last", DEMO_STRATEGIES, seeds, budget)
-    results = session.results()
-    session.console.print(tables.summary_tables(results))
+    command = _Command(Place(out, data_dir, device), quiet=quiet)
+    training = command.train(problem, seed, epochs)
+    command.resume([training], "last", DEMO_STRATEGIES, seeds, budget)
+    results = command.results()
+    command.console.print(tables.summary_tables(results))
     figure = demo_figure(results)
     if figure is not None:
         save(figure, Path(out) / "demo")
-        session.console.print(f"figure: {Path(out) / 'demo.png'}", soft_wrap=True, highlight=False)
-    session.leave()
+        command.console.print(f"figure: {Path(out) / 'demo.png'}", soft_wrap=True, highlight=False)
+    command.leave()
 
 
-class _Session:
+class _Command:
     """One command at work on a folder of runs."""
 
     def __init__(
