@@ -166,6 +166,8 @@ def test_the_answer_says_when_a_difference_is_no_more_than_noise():
     assert found["Train loss"] == (
         "sgd_tenth is best with 0.1990, 0.5% below the 0.2000 of sgd_constant (less than seeds differ)."
     )
+    found = dict(answer(rows_of({"sgd_constant": 0.2, "hf_m256": 0.199}, deviation=0.01)))
+    assert found["Train loss"].endswith("of sgd_constant (less than seeds differ). That decides nothing.")
 
 
 def test_the_answer_for_an_error_and_without_a_baseline():

@@ -3,10 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.study.toy import TOY, build_model, load_data
+from torch import nn
 
 from latephase import HessianFree
 from latephase.study import batches, strategies
 from latephase.study.catalogue import default_strategies, find_strategy, parse_strategies
+from latephase.study.evaluation import evaluate
 from latephase.study.schedules import cosine
 from latephase.study.strategies import (
     HF,
@@ -150,6 +152,21 @@ def test_lbfgs_is_the_optimizer_on_one_batch(monkeypatch):
         optimizer.step(closure)
         assert work == calls * 40 / TOY.batch_size
         assert_same(model, twin, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("strategy", default_strategies(TOY, 60), ids=lambda strategy: strategy.name)
+def test_every_strategy_trains_a_network_whose_weights_are_channels_last(strategy):
+    def build():
+        layers = nn.Conv2d(1, 4, 2, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Flatten()
+        return nn.Sequential(*layers).double().to(memory_format=torch.channels_last)
+
+    torch.manual_seed(0)
+    model, data = build(), load_data()
+    trainer = strategy.start(TOY, model, data, generator())
+    before = evaluate(TOY, model, data).train_loss
+    for _ in range(10):
+        trainer.step(0.0)
+    assert evaluate(TOY, trainer.judged(), data).train_loss < before
 
 
 @pytest.mark.parametrize(("strategy", "gradient"), [(hf_equal(TOY), 16), (hf_large(TOY), 32)])

@@ -171,7 +171,8 @@ def svg_text(figure: Figure) -> str:
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": "latephase", "path.simplify_threshold": 0.3}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    # A hundredth of a point is more than can be seen, and the digits after it are most of the file.
+    return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), buffer.getvalue())
 
 
 def save_all(results: Results, folder: Path, *, look: Look = LIGHT) -> list[Path]:

@@ -26,6 +26,7 @@ _LOOKS = {
     "narrow_dark": replace(DARK, narrow=True),
 }
 _PIXELS_PER_INCH = 96  # of CSS
+DOUBT = "less than seeds differ"
 
 
 def write_report(results: Results, path: Path, *, title: str = "Late-phase training") -> None:
@@ -76,6 +77,8 @@ def _compared(last: pd.DataFrame, quantity: str) -> str:
     if own.empty:
         return f"{sentence}."
     name = _winners(own, quantity)[0]
+    if DOUBT in sentence:
+        return f"{sentence}. That decides nothing."
     if name in ahead:
         wins = all(is_hessian_free(other) for other in ahead)
         return f"{sentence}. " + ("So Hessian-free wins here." if wins else "So Hessian-free wins nothing here.")
@@ -136,7 +139,7 @@ def _against(rows: pd.DataFrame, name: str, quantity: str) -> str:
     else:
         size = f"{abs(value / base - 1):.1%}" if base else loss_text(abs(value))
     noise = rows.loc[[name, BASELINE], f"{quantity}_std"].max()
-    doubt = " (less than seeds differ)" if abs(value - base) < noise else ""
+    doubt = f" ({DOUBT})" if abs(value - base) < noise else ""
     return f"{size} {side} the {_value(rows, BASELINE, quantity)} of {BASELINE}{doubt}"
 
 

@@ -6,7 +6,7 @@ A strategy only takes steps; whoever calls them owns clock, evaluation and budge
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -199,28 +199,39 @@ class LBFGS:
 
     def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # On one vector, because PyTorch's L-BFGS flattens gradients itself and cannot where they are channels last.
+        theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+        optimizer = torch.optim.LBFGS([theta], max_iter=4, line_search_fn="strong_wolfe")
         decayed = problem.parameter_groups(model)[0]["params"]
         chunks = _chunks(next(batches.endless(data, self.batch, generator)))
         state = torch.get_rng_state()
         evaluations = 0
 
+        @torch.no_grad()
+        def write() -> None:
+            for p, piece in zip(parameters, theta.split([p.numel() for p in parameters]), strict=True):
+                p.copy_(piece.view(p.shape))
+
         def closure() -> float:
             nonlocal evaluations
             evaluations += 1
             torch.set_rng_state(state)  # one dropout mask for all, as for the batch
-            optimizer.zero_grad()
+            write()
+            model.zero_grad()
             total = 0.0
             for inputs, targets in chunks:
                 loss = problem.loss(model(inputs), targets) * (len(targets) / self.batch)
                 loss.backward()
                 total += float(loss.detach())
             torch._foreach_add_([p.grad for p in decayed], decayed, alpha=problem.weight_decay)
+            theta.grad = torch.cat([cast(Tensor, p.grad).reshape(-1) for p in parameters])
             return total + problem.l2_term(model)
 
         def step(spent: float) -> Step:
             before = evaluations
             optimizer.step(closure)
+            write()
             return Step((evaluations - before) * self.batch / problem.batch_size)
 
         return _Trainer(step, model)
