@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
+
+from latephase.study.machine import processor
 
 PACKAGES = ("torch", "latephase", "backpack-for-pytorch", "curvlinops-for-pytorch")
 
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "latephase", "backpack-for-pytorch", "curvlinops-for-pytorc
 def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Return processor, cores, device and versions."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -23,15 +24,6 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str:
