@@ -309,8 +309,11 @@ class _Command:
         page = Path(to) / "report.html"
         with _blaming("--to", OSError):
             (Path(to) / "figures").mkdir(parents=True, exist_ok=True)
-            write_report(results, page)
-            save_all(results, Path(to) / "figures")
+            with self._reporter.task("write the report") as update:
+                write_report(results, page)
+                update(0.7, "figures")
+                save_all(results, Path(to) / "figures")
+                update(1.0, "done")
         if not results.runs.empty:
             self.console.print(tables.summary_tables(results))
         self.console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 import torch
-from tests.study.toy import REFERENCE, silent
+from tests.study.toy import REFERENCE, TOY, load_data, silent
 
 from latephase.study.budget import Budget
+from latephase.study.evaluation import evaluate
 from latephase.study.experiments import Place, perform, run_configs, training_config
 from latephase.study.results import load_results
 from latephase.study.store import Store, StoreError, identify
@@ -38,7 +39,7 @@ def test_a_run_is_found_again_by_its_configuration(tmp_path):
     state, config, details = store.status(hf)
     assert (state, config["strategy"]["curvature"], config["training"]) == ("complete", 12, TRAINING_ID)
     assert details["machine"]["latephase"]
-    assert set(details["files"]) == {"curve.parquet", "steps.parquet"}
+    assert set(details["files"]) == {"curve.parquet", "network.pt", "steps.parquet"}
     assert store.checkpoints(TRAINING_ID) == [1, 2, 3]
     assert identify(dict(reversed(config.items()))) == hf
     assert identify({**config, "seed": 1}) != hf
@@ -71,6 +72,14 @@ def test_results_are_what_was_stored(tmp_path, scheme):
     assert (results.steps["loss_after"] <= results.steps["loss_before"]).all()
     assert results.failures.empty
     assert results.machines["runs"].tolist() == [1 + len(runs)]
+
+
+def test_the_network_of_a_run_is_that_of_the_end_of_its_curve(tmp_path):
+    store, runs = made(tmp_path, strategies="sgd_tenth,swa,hf_m12")
+    for run in runs:
+        model = TOY.build_model()
+        model.load_state_dict(store.network(run))
+        assert evaluate(TOY, model, load_data()).train_loss == store.curve(run)["train_loss"].iloc[-1]
 
 
 def test_what_is_complete_is_not_made_again(tmp_path):

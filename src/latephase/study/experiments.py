@@ -200,6 +200,7 @@ def _resume(store: Store, run: str, config: Config, place: Place, progress: Upda
         run,
         result.curve,
         result.records,
+        result.network,
         machine=describe_machine(data.train.inputs.device),
         allowance=allowance._asdict(),
     )

@@ -26,10 +26,12 @@ class Run:
     Attributes:
         curve: One point at the checkpoint, then up to `EVALUATIONS`; none is beyond the budget.
         records: One for each Hessian-free step that counts.
+        network: State dict of the network at the end, the last point of the curve.
     """
 
     curve: tuple[Point, ...]
     records: tuple[StepRecord, ...]
+    network: dict[str, Any]
 
 
 def resume(
@@ -93,4 +95,5 @@ def resume(
     if curve[-1].steps < steps:
         curve.append(point(*now))
     progress(1.0, f"train loss {curve[-1].train_loss:.4f}")
-    return Run(tuple(curve), tuple(records))
+    network = {name: value.clone() for name, value in trainer.judged().state_dict().items()}
+    return Run(tuple(curve), tuple(records), network)

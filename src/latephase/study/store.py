@@ -1,8 +1,8 @@
 """A folder of runs: one folder for each, named by the hash of its configuration, complete or not there.
 
-``config.json`` says what the run is, ``curve.parquet``, ``steps.parquet`` and ``checkpoints/`` hold what came of it,
-and ``status.json``, written last, says that all is there, with checksums. Every file is written whole under another
-name first, so a process that is killed leaves a run that is not complete, and nothing else.
+``config.json`` says what the run is, ``curve.parquet``, ``steps.parquet``, ``network.pt`` and ``checkpoints/`` hold
+what came of it, and ``status.json``, written last, says that all is there, with checksums. Every file is written
+whole under another name first, so a process that is killed leaves a run that is not complete, and nothing else.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 import pandas as pd
+import torch
 from filelock import FileLock, Timeout
 from fsspec.implementations.local import LocalFileSystem
 
@@ -131,6 +132,10 @@ class Store:
             return pd.DataFrame({"step": [], **{name: [] for name in STEP_COLUMNS}})
         return pd.read_parquet(io.BytesIO(self._read(run, "steps.parquet")))
 
+    def network(self, run: str) -> dict[str, Any]:
+        """Return the state dict of the network that a late-phase run ended with, on the CPU."""
+        return torch.load(io.BytesIO(self._read(run, "network.pt")), map_location="cpu", weights_only=True)
+
     def checkpoints(self, training: str) -> list[int]:
         """Return the numbers of the checkpoints that a training, finished or not, has written."""
         folder = self._path(training, "checkpoints")
@@ -182,12 +187,22 @@ class Store:
         self._write(training, _checkpoint_name(number), buffer.getvalue())
 
     def complete(
-        self, run: str, curve: tuple[Point, ...], records: tuple[StepRecord, ...] = (), **details: Any
+        self,
+        run: str,
+        curve: tuple[Point, ...],
+        records: tuple[StepRecord, ...] = (),
+        network: dict[str, Any] | None = None,
+        **details: Any,
     ) -> None:
         """Write what came of a run, and that it is complete."""
         names = ["curve.parquet", *map(_checkpoint_name, self.checkpoints(run))]
         columns = [field.name for field in fields(Point)]
         self._write(run, "curve.parquet", _parquet(pd.DataFrame([asdict(point) for point in curve], columns=columns)))
+        if network is not None:
+            names.append("network.pt")
+            buffer = io.BytesIO()
+            torch.save(network, buffer)
+            self._write(run, "network.pt", buffer.getvalue())
         if records:
             names.append("steps.parquet")
             rows = [{"step": number, **_row(record)} for number, record in enumerate(records, start=1)]
