@@ -147,9 +147,10 @@ class HessianFree(torch.optim.Optimizer):
             return record
 
         # Define B(d) = Gd + λd.  {p_n} ← cg(B, −g), from the decayed last solution
+        minus_g = g.neg_()  # in place: another P numbers would be memory for nothing
         path = cg(
             lambda d: plus_scaled(G(d), lam, d),
-            g.neg_(),  # in place, here and nowhere else: P numbers less
+            minus_g,
             x0=self._warm_start(parameters),
             M=M,
             max_iter=self.cg_max_iter,
@@ -178,7 +179,7 @@ class HessianFree(torch.optim.Optimizer):
         n = self.choose_iterate(loss_at, candidates)
         # α ← line_search(p, L_B̄), from α = lr
         step = lr * path.iterates[n]
-        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, -float(g.dot(step)))
+        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, -float(minus_g.dot(step)))
         if not math.isfinite(loss):
             raise _Undone(dataclasses.replace(record, outcome=Outcome.NON_FINITE_STEP, counts=objective.counts))
 
