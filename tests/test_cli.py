@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from latephase.__main__ import main
 from latephase.cli import DEMO_STRATEGIES, app
+from latephase.study.experiments import perform
 from latephase.study.problems import PROBLEMS
 from latephase.study.results import load_results
 from latephase.study.store import Store
@@ -124,6 +125,36 @@ def test_a_folder_without_a_training_is_refused(tmp_path, command):
     result = invoke(command, tmp_path)
     assert result.exit_code == 2
     assert "holds no complete training" in words(result.output)
+
+
+def test_the_seed_is_the_trainings(tmp_path):
+    for seed in (0, 3):
+        assert invoke("train", REFERENCE, "--out", tmp_path, "--seed", seed).exit_code == 0
+    trainings = load_results(Store(tmp_path)).trainings
+    assert sorted(trainings["seed"]) == [0, 3]
+
+
+@pytest.mark.parametrize("command", ["study", "resume"])
+def test_the_engine_and_what_runs_take_can_be_chosen(tmp_path, monkeypatch, command):
+    made = []
+
+    class Engine:
+        def __init__(self, reporter, *, cpus, gpus):
+            made.append((cpus, gpus))
+
+        def __call__(self, place, configs):
+            made.append([perform(place, config, lambda *_: None) for config in configs])
+
+    assert invoke("train", REFERENCE, "--out", tmp_path).exit_code == 0
+    monkeypatch.setattr("latephase.cli.RayEngine", Engine)
+    first = ["study", REFERENCE, "--out"] if command == "study" else ["resume"]
+    result = invoke(
+        *first, tmp_path, "--engine", "ray", "--cpus", 2, "--gpus", 0.5, "--checkpoint", "last", "--seeds", 1,
+        "--strategies", "sgd_tenth", "--budget", "9gradients",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert made[0] == (2, 0.5)
+    assert made[-1] == ["complete"]
 
 
 def test_tensorboard_gets_the_curves(tmp_path):

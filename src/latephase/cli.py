@@ -18,7 +18,7 @@ from latephase.study.data import DataError
 from latephase.study.engines import Engine, RayEngine, local_engine
 from latephase.study.experiments import Place, describe, load_problem_data, run_configs, training_config
 from latephase.study.figures import demo_figure, save, save_all
-from latephase.study.problems import PROBLEMS, find_problem
+from latephase.study.problems import PROBLEMS
 from latephase.study.progress import Reporter
 from latephase.study.report import write_report
 from latephase.study.results import Results, load_results
@@ -224,7 +224,7 @@ class _Command:
         self.console = Console()
         self._reporter = Reporter(self.console, quiet=quiet)
         self._place = place
-        self._asked: list[str] = []
+        self._made: list[str] = []
         with _blaming("the folder of runs", ValueError, ImportError):
             self._store = Store(place.address)
         with _blaming("--device", RuntimeError):
@@ -240,17 +240,15 @@ class _Command:
     def train(self, problem: str, seed: int, epochs: int | None) -> str:
         """Make sure of a complete training, and return its name."""
         with _blaming("PROBLEM", ValueError):
-            chosen = find_problem(problem)
             config = training_config(problem, epochs=epochs, seed=seed, device=self._place.device)
         with _blaming("--data-dir", DataError):
-            load_problem_data(config, self._place)
+            chosen, _ = load_problem_data(config, self._place)
         size = sum(t.nbytes for t in chosen.build_model().state_dict().values())
         with _blaming("--out", StoreError):
             self._store.prepare(needed=12 * size)
         training = identify(config)
         self._make([config])
-        if self._store.status(training).state != "complete":
-            self.leave()
+        self.leave()
         return training
 
     def trainings(self) -> list[str]:
@@ -271,7 +269,7 @@ class _Command:
             allowed = Budget.parse(budget)
         for training in trainings:
             with _blaming("--data-dir", DataError):
-                load_problem_data(self._store.status(training).config, self._place)
+                load_problem_data(self._store.config(training), self._place)
             with _blaming("--checkpoint or --strategies", ValueError):
                 configs += run_configs(
                     self._store,
@@ -285,8 +283,8 @@ class _Command:
         self._make(configs)
 
     def _make(self, configs: list[Config]) -> None:
-        self._asked += map(identify, configs)
         missing = [config for config in configs if self._store.status(identify(config)).state != "complete"]
+        self._made += map(identify, missing)
         try:
             self._engine(self._place, missing)
         except StoreError as error:
@@ -319,8 +317,8 @@ class _Command:
         self.console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
     def leave(self) -> None:
-        """Name those runs asked for that failed, and end with exit status 1 if any did."""
-        failed = {run: status for run in self._asked if (status := self._store.status(run)).state != "complete"}
+        """Name those of this command's runs that failed, and end with exit status 1 if any did."""
+        failed = {run: status for run in self._made if (status := self._store.status(run)).state != "complete"}
         for run, status in failed.items():
             text = f"{run} ({describe(status.config)}) {status.state}: {status.details.get('error')}"
             self.console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)

@@ -50,7 +50,7 @@ class Transaction:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start_rng = _rng_state(device)
+        self._start_rng = rng_state(device)
         self._start_buffers: dict[tuple[int, str], _Buffer] = {}
         self._seen: set[nn.Module] = set()
         self._after: tuple[list[Tensor], list[_Buffer]] | None = None
@@ -64,7 +64,7 @@ class Transaction:
             micro_batch: Its number within its batch. Each number has its own random numbers, the same whenever
                 it is evaluated in this step; number 0 continues the stream that the step found.
         """
-        _set_rng_state(self._device, self._start_rng)
+        set_rng_state(self._device, self._start_rng)
         if micro_batch > 0:
             _seed(self._device, int(torch.randint(2**62, (), device="cpu")) + micro_batch)
         _quieten_compiler_about_hooks()
@@ -74,7 +74,7 @@ class Transaction:
         finally:
             if self._after is None:
                 self._after = (
-                    _rng_state(self._device),
+                    rng_state(self._device),
                     [_Buffer.at(b.module, b.name) for b in self._start_buffers.values()],
                 )
             self.rollback()
@@ -83,7 +83,7 @@ class Transaction:
         """Leave the random number state and the buffers as the step found them, and watch modules no longer."""
         if self._hook is not None:
             self._hook.remove()
-        _set_rng_state(self._device, self._start_rng)
+        set_rng_state(self._device, self._start_rng)
         for buffer in self._start_buffers.values():
             buffer.restore()
 
@@ -91,7 +91,7 @@ class Transaction:
         """Leave them as the first evaluation left them."""
         if self._after is not None:
             rng, buffers = self._after
-            _set_rng_state(self._device, rng)
+            set_rng_state(self._device, rng)
             for buffer in buffers:
                 buffer.restore()
 
@@ -127,14 +127,16 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _rng_state(device: torch.device) -> list[Tensor]:
+def rng_state(device: torch.device) -> list[Tensor]:
+    """Return the state of the default random number generators of the CPU and, if it is a GPU, of the device."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
 
 
-def _set_rng_state(device: torch.device, states: list[Tensor]) -> None:
+def set_rng_state(device: torch.device, states: list[Tensor]) -> None:
+    """Go back to a state that :func:`rng_state` returned for the same device."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

@@ -67,3 +67,33 @@ def test_a_machine_is_lost_in_the_middle(tmp_path, cluster):
     assert shown.getvalue().count("/18 ") == len(configs) == 18
     for config in configs:
         perform(place, config, silent)  # complete: nothing is done
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "budget", "taken"),
+    [
+        ({}, "cpu", "10%", (3, 0)),  # a timed run has the smallest machine to itself
+        ({}, "cpu", "9s", (3, 0)),
+        ({}, "cpu", "9gradients", (1, 0)),
+        ({}, "cuda", "9gradients", (1, 1)),
+        ({"cpus": 2, "gpus": 0.5}, "cuda", "10%", (2, 0.5)),
+    ],
+)
+def test_what_a_run_takes(options, device, budget, taken, monkeypatch):
+    engine = RayEngine(Reporter(Console(), quiet=True), **options)
+    machines = [{"Alive": True, "Resources": {"CPU": n}} for n in (8.0, 3.0)]
+    lost = {"Alive": False, "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [*machines, lost])
+    submitted = []
+
+    class Perform:
+        def options(self, num_cpus, num_gpus):
+            submitted.append((num_cpus, num_gpus))
+            return self
+
+        def remote(self, place, config):
+            submitted.append((place.device, config["budget"]))
+
+    monkeypatch.setattr(engine, "_perform", Perform())
+    engine._submit(Place("runs", device=device), {"kind": "run", "budget": budget})
+    assert submitted == [taken, (device, budget)]

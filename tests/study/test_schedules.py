@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -8,8 +6,8 @@ from latephase.study.schedules import PATIENCE, PERIODS, constant, cosine, plate
 
 def test_constant_and_tenth_do_not_move():
     for share in (0.0, 0.4, 1.0):
-        assert constant()(share, 1.0) == 1.0
-        assert tenth()(share, 1.0) == 0.1
+        assert constant()(share, torch.tensor(1.0)) == 1.0
+        assert tenth()(share, torch.tensor(1.0)) == 0.1
 
 
 def test_cosine_is_the_schedule_of_that_name():
@@ -17,14 +15,14 @@ def test_cosine_is_the_schedule_of_that_name():
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
     factor = cosine()
     for step in range(51):
-        assert factor(step / 50, 0.0) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        assert factor(step / 50, None) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
         optimizer.step()
         schedule.step()
 
 
 def factors(loss_at, steps=200):
     factor = plateau()
-    return [factor(n / steps, math.nan if n == 0 else loss_at(n)) for n in range(steps)]
+    return [factor(n / steps, None if n == 0 else torch.tensor(loss_at(n))) for n in range(steps)]
 
 
 def test_plateau_reduces_three_times_at_most_and_only_without_progress():

@@ -82,11 +82,21 @@ def test_any_optimizer_minimises_the_same_objective():
     stream = batches.endless(data, TOY.batch_size, generator())
     for spent in (0.0, 0.3, 0.6):
         trainer.step(spent)
-        adam.param_groups[0]["lr"] = 0.01 * cosine()(spent, 0.0)
+        adam.param_groups[0]["lr"] = 0.01 * cosine()(spent, None)
         adam.zero_grad()
         objective(twin, next(stream)).backward()
         adam.step()
         assert_same(model, twin)
+
+
+@pytest.mark.parametrize("name", ["sgd_constant", "adam", "lbfgs"])
+def test_frozen_weights_stay_where_they_are(name):
+    model, twin = twins()
+    model[1].requires_grad_(False)
+    trainer = find_strategy(name, TOY, 60).start(TOY, model, load_data(), generator())
+    trainer.step(0.0)
+    assert_same(model[1], twin[1], rtol=0, atol=0)
+    assert not torch.equal(model[3].weight, twin[3].weight)
 
 
 def test_swa_judges_the_mean_of_the_iterates():

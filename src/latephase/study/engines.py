@@ -61,6 +61,9 @@ class RayEngine:
         except ImportError:
             raise ImportError("the engine ray needs the package ray: pip install 'latephase[ray]'") from None
         self._ray = ray
+        # One for all runs, because Ray sends every function it has not seen to all workers. Tried again as often as
+        # workers and machines are lost; an error of a run's own is no such loss.
+        self._perform = ray.remote(max_retries=-1)(_perform_silently)
         self._reporter = reporter
         self._cpus = cpus
         self._gpus = gpus
@@ -90,12 +93,9 @@ class RayEngine:
     def _submit(self, place: Place, config: Config) -> Any:
         cpus = _fewest_cpus(self._ray) if is_timed(config) else 1
         gpus = 1 if place.device.startswith("cuda") else 0
-        remote = self._ray.remote(
-            max_retries=-1,  # as often as workers and machines are lost; an error of the run's own is no such loss
-            num_cpus=cpus if self._cpus is None else self._cpus,
-            num_gpus=gpus if self._gpus is None else self._gpus,
-        )(_perform_silently)
-        return remote.remote(place, config)
+        return self._perform.options(
+            num_cpus=cpus if self._cpus is None else self._cpus, num_gpus=gpus if self._gpus is None else self._gpus
+        ).remote(place, config)
 
     def _state(self, reference: Any) -> str:
         try:

@@ -97,7 +97,7 @@ def run_configs(
     Raises:
         ValueError: For a checkpoint or strategy that there is not.
     """
-    problem, data = load_problem_data(store.status(training).config, place)
+    problem, data = load_problem_data(store.config(training), place)
     examples = len(data.train)
     chosen = (
         default_strategies(problem, examples) if strategies is None else parse_strategies(strategies, problem, examples)
@@ -177,7 +177,7 @@ def _train(store: Store, run: str, config: Config, place: Place, progress: Updat
 
 
 def _resume(store: Store, run: str, config: Config, place: Place, progress: Update) -> None:
-    training = store.status(config["training"]).config
+    training = store.config(config["training"])
     problem, data = load_problem_data(training, place)
     checkpoint = store.checkpoint(config["training"], config["checkpoint"])
     strategy = _strategy(config["strategy"], problem, len(data.train))
@@ -211,7 +211,7 @@ _WARM: set[tuple[str, str, str]] = set()
 
 def is_timed(config: Config) -> bool:
     """Whether the result depends on the clock: a training's seconds are what budgets are a share of."""
-    return config["kind"] == "training" or not config["budget"].endswith("gradients")
+    return config["kind"] == "training" or Budget.parse(config["budget"]).unit != "gradients"
 
 
 def describe(config: Config) -> str:
@@ -233,12 +233,13 @@ def _strategy(settings: dict[str, Any], problem: Problem, examples: int) -> Stra
 def load_problem_data(config: Config, place: Place) -> tuple[Problem, Data]:
     """Return the problem that a training is on, and its data on the device."""
     settings = config["problem"]
-    problem = replace(find_problem(settings["reference"]), epochs=settings["epochs"])
+    problem, data = _loaded(settings["reference"], place.data_dir, place.device)
     if problem.cpu_threads is not None and place.device == "cpu":
         torch.set_num_threads(problem.cpu_threads)
-    return problem, _data(settings["reference"], place.data_dir, place.device)
+    return replace(problem, epochs=settings["epochs"]), data
 
 
 @lru_cache(maxsize=1)
-def _data(reference: str, data_dir: str | None, device: str) -> Data:
-    return find_problem(reference).load_data(None if data_dir is None else Path(data_dir)).to(torch.device(device))
+def _loaded(reference: str, data_dir: str | None, device: str) -> tuple[Problem, Data]:
+    problem = find_problem(reference)
+    return problem, problem.load_data(None if data_dir is None else Path(data_dir)).to(torch.device(device))

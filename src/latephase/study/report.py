@@ -26,7 +26,6 @@ _LOOKS = {
     "narrow_dark": replace(DARK, narrow=True),
 }
 _PIXELS_PER_INCH = 96  # of CSS
-DOUBT = "less than seeds differ"
 
 
 def write_report(results: Results, path: Path, *, title: str = "Late-phase training") -> None:
@@ -77,7 +76,7 @@ def _compared(last: pd.DataFrame, quantity: str) -> str:
     if own.empty:
         return f"{sentence}."
     name = _winners(own, quantity)[0]
-    if DOUBT in sentence:
+    if BASELINE in last.index and BASELINE not in ahead and _in_doubt(last, ahead[0], quantity):
         return f"{sentence}. That decides nothing."
     if name in ahead:
         wins = all(is_hessian_free(other) for other in ahead)
@@ -138,9 +137,15 @@ def _against(rows: pd.DataFrame, name: str, quantity: str) -> str:
         size = f"{100 * abs(value - base):.2f} points"
     else:
         size = f"{abs(value / base - 1):.1%}" if base else loss_text(abs(value))
-    noise = rows.loc[[name, BASELINE], f"{quantity}_std"].max()
-    doubt = f" ({DOUBT})" if abs(value - base) < noise else ""
+    doubt = " (less than seeds differ)" if _in_doubt(rows, name, quantity) else ""
     return f"{size} {side} the {_value(rows, BASELINE, quantity)} of {BASELINE}{doubt}"
+
+
+def _in_doubt(rows: pd.DataFrame, name: str, quantity: str) -> bool:
+    """Whether the strategy and the baseline differ by less than their seeds do."""
+    both = rows.loc[[name, BASELINE]]
+    means = both[f"{quantity}_mean"]
+    return bool(0 < means.max() - means.min() < both[f"{quantity}_std"].max())
 
 
 # --- What the template shows ------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-Factor = Callable[[float, float], float]
-"""Maps the fraction of the budget spent and the loss of the last step (NaN before the first) to a factor."""
+Factor = Callable[[float, Tensor | None], float]
+"""Maps the fraction of the budget spent and the loss of the last step (None before the first) to a factor."""
 
 Schedule = Callable[[], Factor]
 """Starts a schedule."""
@@ -27,7 +28,7 @@ def cosine() -> Factor:
     """Let the learning rate fall to zero along half a cosine.
 
     >>> factor = cosine()
-    >>> factor(0.0, 1.0), factor(1.0, 1.0)
+    >>> factor(0.0, None), factor(1.0, None)
     (1.0, 0.0)
     """
     return lambda spent, loss: 0.5 * (1 + math.cos(math.pi * spent))
@@ -41,16 +42,15 @@ def plateau() -> Factor:
     """Divide the learning rate by ten whenever the loss has stalled (Tatzel et al. 2022, Section 3.2)."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=PATIENCE)
-    losses: list[float] = []
+    losses: list[Tensor] = []
     period = 0
 
-    def factor(spent: float, loss: float) -> float:
+    def factor(spent: float, loss: Tensor | None) -> float:
         nonlocal period
-        if not math.isnan(loss):
-            losses.append(loss)
+        losses.extend([] if loss is None else [loss])
         if losses and int(spent * PERIODS) > period:
             period = int(spent * PERIODS)
-            scheduler.step(sum(losses) / len(losses))
+            scheduler.step(float(torch.stack(losses).double().nanmean()))
             losses.clear()
         return float(optimizer.param_groups[0]["lr"])
 

@@ -106,7 +106,7 @@ class Store:
         if not self._files.exists(self._path(run, "config.json")):
             return Status("missing", {}, {})
         try:
-            config = self._json(run, "config.json")
+            config = self.config(run)
             if identify(config) != run:
                 return Status("damaged", config, {"error": "config.json is not the one that the folder is named after"})
             if not self._files.exists(self._path(run, "status.json")):
@@ -121,6 +121,10 @@ class Store:
         except (OSError, ValueError, KeyError) as error:
             return Status("damaged", {}, {"error": str(error)})
         return Status(state, config, details)
+
+    def config(self, run: str) -> Config:
+        """Return what a run is, without a look at the rest of its folder."""
+        return self._json(run, "config.json")
 
     def curve(self, run: str) -> pd.DataFrame:
         """Return a run's points, one row each."""

@@ -4,19 +4,21 @@ A strategy only takes steps; whoever calls them owns clock, evaluation and budge
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from latephase import HessianFree, StepRecord
+from latephase.parameters import Parameters
 from latephase.study import batches
 from latephase.study.data import Data, Split
 from latephase.study.problems import Problem
 from latephase.study.schedules import Schedule, constant, cosine, plateau, tenth
+from latephase.transaction import rng_state, set_rng_state
 
 
 class Step(NamedTuple):
@@ -107,7 +109,7 @@ class FirstOrder:
         optimizer = self.optimizer([{"params": decayed}, {"params": plain}], lr=lr, **self.options)
         factor = self.schedule()
         stream = batches.endless(data, problem.batch_size, generator)
-        loss = math.nan
+        loss: Tensor | None = None
 
         def step(spent: float) -> Step:
             nonlocal loss
@@ -118,9 +120,9 @@ class FirstOrder:
             optimizer.zero_grad()
             objective = problem.loss(model(batch.inputs), batch.targets)
             objective.backward()
-            torch._foreach_add_([p.grad for p in decayed], decayed, alpha=problem.weight_decay)
+            _add_l2_gradient(problem, decayed)
             optimizer.step()
-            loss = float(objective.detach())
+            loss = objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
             return Step(1.0, now)
 
         return _Trainer(step, model)
@@ -145,7 +147,7 @@ class SWA:
     def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
         sgd = SGD_CONSTANT.start(problem, model, data, generator)
-        return _Averaging(sgd, model, AveragedModel(model), self.every, _passes(problem, data))
+        return _Averaging(sgd, model, AveragedModel(model), self.every, data.train.inputs, problem.batch_size)
 
 
 @dataclass
@@ -154,7 +156,8 @@ class _Averaging:
     model: nn.Module
     mean: AveragedModel
     every: int
-    data: Callable[[], Iterator[Tensor]]
+    inputs: Tensor
+    batch: int
     steps: int = 0
 
     def step(self, spent: float) -> Step:
@@ -171,14 +174,11 @@ class _Averaging:
     def judged(self) -> nn.Module:
         if self.steps < self.every:
             return self.model
-        rng = torch.get_rng_state()  # dropout in the pass below is not to change the steps that follow
-        update_bn(self.data(), self.mean)
-        torch.set_rng_state(rng)
+        device = self.inputs.device
+        rng = rng_state(device)  # dropout in the pass below is not to change the steps that follow
+        update_bn(self.inputs.split(self.batch), self.mean)
+        set_rng_state(device, rng)
         return self.mean.module
-
-
-def _passes(problem: Problem, data: Data) -> Callable[[], Iterator[Tensor]]:
-    return lambda: iter(data.train.inputs.split(problem.batch_size))
 
 
 @dataclass(frozen=True)
@@ -199,42 +199,45 @@ class LBFGS:
 
     def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = Parameters([{"params": list(model.parameters())}])
         # On one vector, because PyTorch's L-BFGS flattens gradients itself and cannot where they are channels last.
-        theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+        theta = parameters.read()
         optimizer = torch.optim.LBFGS([theta], max_iter=4, line_search_fn="strong_wolfe")
         decayed = problem.parameter_groups(model)[0]["params"]
         chunks = _chunks(next(batches.endless(data, self.batch, generator)))
-        state = torch.get_rng_state()
+        rng = rng_state(parameters.device)
         evaluations = 0
-
-        @torch.no_grad()
-        def write() -> None:
-            for p, piece in zip(parameters, theta.split([p.numel() for p in parameters]), strict=True):
-                p.copy_(piece.view(p.shape))
 
         def closure() -> float:
             nonlocal evaluations
             evaluations += 1
-            torch.set_rng_state(state)  # one dropout mask for all, as for the batch
-            write()
+            set_rng_state(parameters.device, rng)  # one dropout mask for all, as for the batch
+            parameters.write(theta)
             model.zero_grad()
             total = 0.0
             for inputs, targets in chunks:
                 loss = problem.loss(model(inputs), targets) * (len(targets) / self.batch)
                 loss.backward()
                 total += float(loss.detach())
-            torch._foreach_add_([p.grad for p in decayed], decayed, alpha=problem.weight_decay)
-            theta.grad = torch.cat([cast(Tensor, p.grad).reshape(-1) for p in parameters])
+            _add_l2_gradient(problem, decayed)
+            theta.grad = parameters.join([p.grad for p in parameters.tensors])
             return total + problem.l2_term(model)
 
         def step(spent: float) -> Step:
             before = evaluations
             optimizer.step(closure)
-            write()
+            parameters.write(theta)
             return Step((evaluations - before) * self.batch / problem.batch_size)
 
         return _Trainer(step, model)
+
+
+def _add_l2_gradient(problem: Problem, weights: list[Tensor]) -> None:
+    """Add the gradient of the L2 term to those of the weights; frozen ones have none."""
+    trained = [(p.grad, p) for p in weights if p.grad is not None]
+    if trained:
+        grads, values = zip(*trained, strict=True)
+        torch._foreach_add_(grads, values, alpha=problem.weight_decay)
 
 
 # ---------------------------------------------------------------------- second order

@@ -13,6 +13,7 @@ from latephase.study.evaluation import Point, Quality, evaluate
 from latephase.study.problems import Problem
 from latephase.study.progress import Update
 from latephase.study.strategies import SGD_CONSTANT
+from latephase.transaction import rng_state, set_rng_state
 
 CHECKPOINTS = 10  # equally spaced (Tatzel et al. 2022, Section 3.1)
 POINTS = 400  # most points of a curve between checkpoints: of a training with more epochs not all are evaluated
@@ -86,7 +87,7 @@ def train(
     if since is not None:
         model.load_state_dict(since.network)
         generator.set_state(since.generator)
-        _set_rng(device, since.rng)
+        set_rng_state(device, since.rng)
     trainer = SGD_CONSTANT.start(problem, model, data, generator)
     steps = len(data.train) // problem.batch_size
     clock = Clock(device)
@@ -104,21 +105,10 @@ def train(
             curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, problem))
         if epoch in numbers:
             state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-            keep(numbers[epoch], Checkpoint(epoch, state, generator.get_state(), _rng(device), tuple(curve)))
+            keep(numbers[epoch], Checkpoint(epoch, state, generator.get_state(), rng_state(device), tuple(curve)))
         progress(epoch / epochs, f"train loss {curve[-1].train_loss:.4f}")
     return tuple(curve)
 
 
 def _point(quality: Quality, steps: int, seconds: float, problem: Problem) -> Point:
     return Point(steps, seconds, float(steps), problem.lr, **vars(quality))
-
-
-def _rng(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_rng(device: torch.device, states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)

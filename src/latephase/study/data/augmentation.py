@@ -11,7 +11,7 @@ BRIGHTNESS = 63 / 255
 SATURATION = (0.5, 1.5)
 CONTRAST = (0.2, 1.8)
 
-_PIECE = 256  # images at a time: what a processor's cache holds is changed several times faster
+_PIECE = 256  # images at a time, so that what is being changed stays in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
