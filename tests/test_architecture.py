@@ -24,8 +24,11 @@ LAYERS = [
     ["objective"],
     ["parts"],
     ["curvature"],
-    ["parameters"],
     ["transaction"],
+    ["parameters"],
+    ["watching"],
+    ["random_state"],
+    ["failures"],
     ["checks"],
     ["records"],
 ]

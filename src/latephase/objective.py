@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 
 from latephase.checks import non_negative, real_vector, vector_map
 from latephase.curvature import GGN, Hessian
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Forward, Point, evaluate, split_return
+from latephase.failures import is_failed_trial
 from latephase.parameters import Parameters, plus_scaled
 from latephase.records import Counts
 from latephase.transaction import Transaction
@@ -102,7 +104,8 @@ class Objective:
         gradient: The micro-batches of the model batch B for the gradient.
         curvature: Those for the curvature.
         evaluation: Those of the evaluation batch B̄.
-        operator: Makes the curvature operator of a point.
+        operator: The curvature operator's class.
+        product_options: How its products are computed.
         weight_decay: wd, a number or a vector of shape (P,).
         grad: The gradient without weight decay, shape (P,), where the user brings it.
         mvp: ``v -> Cv`` without weight decay and damping, where the user brings it.
@@ -118,7 +121,8 @@ class Objective:
         gradient: Sequence[MicroBatch],
         curvature: Sequence[MicroBatch],
         evaluation: Sequence[MicroBatch],
-        operator: Callable[[Point], GGN | Hessian],
+        operator: type[GGN] | type[Hessian],
+        product_options: Options = DEFAULT_OPTIONS,
         weight_decay: float | Tensor,
         grad: Tensor | None = None,
         mvp: Callable[[Tensor], Tensor] | None = None,
@@ -128,7 +132,7 @@ class Objective:
         self.theta = theta
         self._transaction = transaction
         self._gradient, self._curvature, self._evaluation = list(gradient), list(curvature), list(evaluation)
-        self._operator = operator
+        self._operator, self._product_options = operator, product_options
         self._weight_decay = weight_decay
         self._grad = None if grad is None else real_vector("grad", grad, like=theta)
         self._mvp = None if mvp is None else vector_map("mvp", mvp)
@@ -155,15 +159,13 @@ class Objective:
         loss, grad = self._penalty(self.theta), self._weight_decay * self.theta
         for number, micro_batch in enumerate(self._gradient):
             point = self._evaluate(number, micro_batch)
-            keep_graph = False
-            if micro_batch.forward in self._kept:
-                operator = self._operators[micro_batch.forward] = self._operator(point)
-                keep_graph = operator.needs_graph
-            grad += micro_batch.weight * point.gradient(retain_graph=keep_graph)
+            keep = micro_batch.forward in self._kept
+            needs_graph = keep and self._operator.needs_graph_at(point, self._product_options)
+            grad += micro_batch.weight * point.gradient(retain_graph=needs_graph)
             loss += micro_batch.weight * float(point.loss.detach())
-            if not keep_graph:
-                point.drop_graph()
             self._gradients += 1
+            if keep:
+                self._operate(micro_batch, point)
         if self._evaluation == self._gradient:
             self._loss_on_model_batch = loss
         return loss, grad
@@ -194,13 +196,24 @@ class Objective:
         return self._counted(product)
 
     def loss(self, theta: Tensor) -> float:
-        """Return the loss on B̄ at ``theta``, shape (P,), without writing it into the model."""
-        tensors = self.parameters.split(theta)
+        """Return the loss on B̄ at ``theta``, shape (P,); infinite where the closure cannot compute one there.
+
+        The parameters hold ``theta`` meanwhile. A graph is built, as for any closure: it may differentiate inside.
+        """
+        if theta is self.theta:
+            return self._loss_on_evaluation_batch(theta)
+        try:
+            with self.parameters.at(theta, home=self.theta):
+                return self._loss_on_evaluation_batch(theta)
+        except Exception as error:
+            if is_failed_trial(error):
+                return math.inf
+            raise
+
+    def _loss_on_evaluation_batch(self, theta: Tensor) -> float:
         loss = self._penalty(theta)
         for number, micro_batch in enumerate(self._evaluation):
-            # Gradients stay enabled for losses that differentiate inside (PINNs). As nothing else requires one,
-            # no graph is built.
-            with self._transaction.evaluation(number), torch.enable_grad(), self.parameters.at(tensors):
+            with self._transaction.evaluation(number), torch.enable_grad():
                 value, _ = split_return(micro_batch.forward(), micro_batch.forward)
             loss += micro_batch.weight * float(value.detach())
             self._losses += 1
@@ -216,16 +229,16 @@ class Objective:
         return 0.5 * float((self._weight_decay * theta).dot(theta))
 
     def _evaluate(self, number: int, micro_batch: MicroBatch) -> Point:
-        again = partial(self._transaction.evaluation, number)
-        with again():
-            return evaluate(micro_batch.forward, self.parameters, again)
+        return evaluate(micro_batch.forward, self.parameters, self._transaction.repeat(number))
 
     def _linearise(self, number: int, micro_batch: MicroBatch) -> GGN | Hessian:
-        point = self._evaluate(number, micro_batch)
-        operator = self._operators[micro_batch.forward] = self._operator(point)
+        self._linearisations += 1
+        return self._operate(micro_batch, self._evaluate(number, micro_batch))
+
+    def _operate(self, micro_batch: MicroBatch, point: Point) -> GGN | Hessian:
+        operator = self._operators[micro_batch.forward] = self._operator(point, self._product_options)
         if not operator.needs_graph:
             point.drop_graph()
-        self._linearisations += 1
         return operator
 
     def _release(self, micro_batch: MicroBatch) -> None:
@@ -256,6 +269,10 @@ class TrialLosses:
         self._objective = objective
         self._steps = steps
         self._known: dict[tuple[int, float], float] = {}
+
+    def all_equal(self, loss_0: float) -> bool:
+        """Whether the loss was ``loss_0`` to the bit at every trial point, and there were several."""
+        return len(self._known) > 1 and all(loss == loss_0 for loss in self._known.values())
 
     def __call__(self, n: int, scale: float | Tensor = 1.0) -> float:
         """Return the loss after the step p_n, scaled by a number or entry by entry (a vector of shape (P,))."""

@@ -7,9 +7,7 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,16 +28,16 @@ from latephase.checks import (
 )
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.fisher import diagonal_empirical_fisher
-from latephase.curvature.linearize import Options
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
 from latephase.objective import MicroBatch, Objective, TrialLosses, micro_batches
-from latephase.parameters import Parameters, function_modes, leave_function_modes, plus_scaled
+from latephase.parameters import Parameters, plus_scaled
 from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate
 from latephase.parts.cg import NonPositiveCurvature, cg
 from latephase.parts.damping import clipped, constant_damping, levenberg_marquardt
 from latephase.parts.linesearch import armijo, full_step
 from latephase.parts.preconditioners import diagonal_preconditioner
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
-from latephase.transaction import Transaction
+from latephase.transaction import Transaction, settled
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -318,17 +316,22 @@ class HessianFree(torch.optim.Optimizer):
         if M is not None:
             M = vector_map("M_func", M)
         parameters = Parameters(self.param_groups)
-        theta = parameters.read()
-        transaction = Transaction(parameters.device)
+
+        def attempt(transaction: Transaction) -> StepRecord:
+            theta = parameters.read()
+            objective = self._objective(parameters, theta, transaction, **problem)
+            if not parameters.tensors:
+                raise _Undone(_nothing_to_do(objective, self))
+            if test_deterministic:
+                again = [self._objective(parameters, theta, transaction, **problem) for _ in range(2)]
+                _check_deterministic(*again)
+            record = self._update(objective, M)
+            transaction.commit()
+            return record
+
         try:
-            with torch.enable_grad(), self._all_or_nothing(parameters, theta, transaction):
-                objective = self._objective(parameters, theta, transaction, **problem)
-                if not parameters.tensors:
-                    raise _Undone(_nothing_to_do(objective, self))
-                if test_deterministic:
-                    again = [self._objective(parameters, theta, transaction, **problem) for _ in range(2)]
-                    _check_deterministic(*again)
-                record = self._update(objective, M)
+            with torch.enable_grad():
+                record = settled(parameters, attempt, self._undo(parameters))
         except _Undone as undone:
             record = undone.record
         self._opt_called = True  # What a learning rate scheduler looks for; it only sees step() by itself.
@@ -339,32 +342,27 @@ class HessianFree(torch.optim.Optimizer):
             _warn(record.outcome.value, StepUndoneWarning)
         return record.loss_after
 
-    @contextmanager
-    def _all_or_nothing(self, parameters: Parameters, theta: Tensor, transaction: Transaction) -> Iterator[None]:
-        """Put everything back where it was if the block does not come to its end."""
+    def _undo(self, parameters: Parameters) -> Callable[[], None]:
+        """A function that puts the optimizer's own state back to what it is now."""
         state = {p: dict(self.state[p]) for p in parameters.tensors if p in self.state}
         damping = [group["damping"] for group in self.param_groups]
-        depth = len(function_modes())
-        try:
-            yield
-            transaction.commit()
-        except BaseException:
-            leave_function_modes(depth)
-            transaction.rollback()
-            parameters.write(theta)
+
+        def undo() -> None:
             for p in parameters.tensors:
                 self.state.pop(p, None)
             self.state.update(state)
             for group, value in zip(self.param_groups, damping, strict=True):
                 group["damping"] = value
-            raise
+
+        return undo
 
     def _objective(self, parameters: Parameters, theta: Tensor, transaction: Transaction, **problem: Any) -> Objective:
         return Objective(
             parameters,
             theta,
             transaction,
-            operator=partial(GGN, options=self.product_options) if self.curvature_opt == "ggn" else Hessian,
+            operator=GGN if self.curvature_opt == "ggn" else Hessian,
+            product_options=self.product_options if self.curvature_opt == "ggn" else DEFAULT_OPTIONS,
             weight_decay=parameters.spread("weight_decay"),
             **problem,
         )
@@ -476,7 +474,7 @@ class HessianFree(torch.optim.Optimizer):
         choice("reduction", reduction, ["mean", "sum"])
         exponent = 0.75 if exponent is None else positive_fraction("exponent", exponent)
         parameters = Parameters(self.param_groups)
-        transaction = Transaction(parameters.device)
+        transaction = Transaction(parameters)
         with transaction.evaluation():
             diagonal = diagonal_empirical_fisher(model, loss_func, inputs, targets, parameters, reduction=reduction)
         diagonal += parameters.spread("weight_decay")
@@ -506,7 +504,7 @@ class HessianFree(torch.optim.Optimizer):
         if len(datalist) < 2:
             raise ValueError(f"datalist must have at least two micro-batches to compare, not {len(datalist)}")
         parameters = Parameters(self.param_groups)
-        transaction = Transaction(parameters.device)
+        transaction = Transaction(parameters)
         union = [(torch.cat([x for x, _ in datalist]), torch.cat([y for _, y in datalist]))]
         values = []
         for batch in (datalist, union):

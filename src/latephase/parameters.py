@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 
 class Parameters:
@@ -28,8 +28,9 @@ class Parameters:
             float32, so that dot products over P entries keep their meaning with half-precision weights.
 
     Raises:
-        ValueError: If the parameters are on several devices.
+        ValueError: If the parameters are on several devices, or two of them share memory.
         TypeError: If one of them is complex, or not a plain strided tensor.
+        RuntimeError: If one of them has a hook that runs after gradients are accumulated, which never happens here.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -42,6 +43,7 @@ class Parameters:
         for p in self.tensors:
             _check_supported(p, self.device)
             self.dtype = torch.promote_types(self.dtype, p.dtype)
+        _check_apart(self.tensors)
 
     def read(self) -> Tensor:
         """Return a copy of θ, shape (P,)."""
@@ -76,9 +78,22 @@ class Parameters:
             return values[0][0]
         return torch.cat([torch.full((n,), value, dtype=self.dtype, device=self.device) for value, n in values])
 
-    def at(self, tensors: Sequence[Tensor]) -> Substitution:
-        """Within the returned context every use of parameter i sees ``tensors[i]`` instead."""
-        return Substitution(self.tensors, tensors)
+    @contextmanager
+    def at(self, theta: Tensor, home: Tensor) -> Iterator[None]:
+        """Within the context the parameters hold ``theta``; afterwards ``home``, both of shape (P,).
+
+        For trial points. Everything sees them that sees the parameters: modules, custom Functions, TorchScript.
+        """
+        try:
+            self.put(theta)
+            yield
+        finally:
+            self.put(home)
+
+    def put(self, theta: Tensor) -> None:
+        """Copy a vector into the parameters unseen by autograd, so that graphs kept for products stay valid."""
+        if self.tensors:
+            torch._foreach_copy_([p.data for p in self.tensors], self.split(theta))
 
 
 def plus_scaled(x: Tensor, factor: float | Tensor, v: Tensor) -> Tensor:
@@ -99,65 +114,41 @@ def _check_supported(p: Tensor, device: torch.device) -> None:
         )
     if p.layout != torch.strided:
         raise TypeError(f"a parameter of shape {tuple(p.shape)} has layout {p.layout}; it must be torch.strided")
+    if getattr(p, "_post_accumulate_grad_hooks", None):
+        raise RuntimeError(
+            f"a parameter of shape {tuple(p.shape)} has a hook from register_post_accumulate_grad_hook, which would "
+            "never run: a step accumulates no gradients in .grad; remove it, or use register_hook, which applies to "
+            "gradients and products alike"
+        )
 
 
-def function_modes() -> list[TorchFunctionMode]:
-    """The modes that are active, the innermost last."""
-    return torch.overrides._get_current_function_mode_stack()
+def _check_apart(tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError if two parameters share memory: each would be moved, and the second move would win."""
+    by_storage: dict[int, list[Tensor]] = {}
+    for p in tensors:
+        if p.device.type != "meta" and p.numel() > 0:
+            by_storage.setdefault(p.untyped_storage().data_ptr(), []).append(p)
+    for members in by_storage.values():
+        if _overlap(members):
+            shapes = " and ".join(str(tuple(p.shape)) for p in members)
+            raise ValueError(
+                f"parameters of shapes {shapes} share memory without being one tensor (assigned by .data, or expanded?); "
+                "tie them by assigning the Parameter itself: b.weight = a.weight"
+            )
 
 
-def leave_function_modes(depth: int) -> None:
-    """Leave all but the outermost ``depth`` modes: an interrupt can fall while a context is entered or left."""
-    for mode in reversed(function_modes()[depth:]):
-        mode.__exit__(None, None, None)
+def _overlap(members: Sequence[Tensor]) -> bool:
+    """Whether some place of a common storage belongs to more than one of its views."""
+    places = sorted([(p.storage_offset(), p.storage_offset() + _extent(p)) for p in members])
+    if any(p.numel() > _extent(p) for p in members):
+        return True
+    if all(before[1] <= after[0] for before, after in pairwise(places)):
+        return False
+    owners = torch.zeros(max(end for _, end in places), dtype=torch.int8, device=members[0].device)
+    for p in members:
+        owners.as_strided(p.shape, p.stride(), p.storage_offset()).add_(1)
+    return int(owners.max()) > 1
 
 
-class Substitution(TorchFunctionMode):
-    """Evaluate code as if some tensors were others, without touching either.
-
-    Every torch function that would receive one of ``originals`` receives its substitute, whether it comes
-    from a module, a closure, a list of weights or a custom autograd function. So a trial point needs no
-    write into the model. ``Tensor.backward`` is skipped, which lets an ordinary training closure serve as it is:
-    the caller differentiates the loss that it returns.
-    """
-
-    def __init__(self, originals: Sequence[Tensor], substitutes: Sequence[Tensor]) -> None:
-        super().__init__()
-        # The originals are kept alive with the table, so that no id is ever reused.
-        self._originals = tuple(originals)
-        self._table = {id(p): q for p, q in zip(originals, substitutes, strict=True)}
-
-    def __enter__(self) -> Substitution:
-        super().__enter__()
-        # Compiled code would not see the substitutes. It is there only if the compiler has been imported.
-        if "torch._dynamo" in sys.modules:
-            self._eager = torch.compiler.set_stance("force_eager")
-            self._eager.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        if hasattr(self, "_eager"):
-            self._eager.__exit__(*exc)
-        super().__exit__(*exc)
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.Tensor.backward or func is torch.autograd.backward:
-            return None
-        kwargs = {key: self._swap(value) for key, value in kwargs.items()} if kwargs else {}
-        return self._call(func, tuple(self._swap(arg) for arg in args), kwargs)
-
-    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return func(*args, **kwargs)
-
-    def _swap(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._table.get(id(value), value)
-        if type(value) in (list, tuple):
-            return type(value)(self._swap(item) for item in value)
-        return value
+def _extent(p: Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))

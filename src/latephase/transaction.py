@@ -1,12 +1,13 @@
-"""What a step must not disturb: the random number stream and the buffers of the modules it calls."""
+"""What a step must not disturb: random numbers, buffers, attributes and whatever else its closures write to."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +15,116 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from latephase.parameters import Parameters
+from latephase.random_state import RandomState, read_random_state, rewind, seed, write_random_state
+from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes
 
-class _Buffer(NamedTuple):
+# What PyTorch itself keeps in a module's dictionary, as opposed to what its author does.
+_PYTORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
+
+
+Result = TypeVar("Result")
+
+
+class ParametersWrittenError(RuntimeError):
+    """The closure wrote to parameters while it was evaluated at θ."""
+
+
+class _Buffer:
     """A buffer's place in its module, the tensor that lay there (None before a lazy first call), and its values."""
 
-    module: nn.Module
-    name: str
-    tensor: Tensor | None
-    values: Tensor | None
-
-    @classmethod
-    def at(cls, module: nn.Module, name: str) -> _Buffer:
-        """The buffer as it lies in the module now."""
-        tensor = getattr(module, name)
-        return cls(module, name, tensor, None if tensor is None else tensor.detach().clone())
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+        self._tensor = getattr(module, name)
+        self._values = None if self._tensor is None else self._tensor.detach().clone()
+        self._version = _version(self._tensor)
 
     def restore(self) -> None:
+        """Put the tensor back into its place, and its values into the tensor if it was written to since."""
+        if self._tensor is not None and (self._version is None or self._tensor._version != self._version):
+            self._copy()
+        self._place()
+
+    def enforce(self) -> None:
+        """The same, whether or not a write was counted."""
+        if self._tensor is not None:
+            self._copy()
+        self._place()
+
+    def _copy(self) -> None:
         # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
-        if self.tensor is not None and self.values is not None and not _same(self.tensor, self.values):
-            self.tensor.data.copy_(self.values)
-        if getattr(self.module, self.name) is not self.tensor:
-            setattr(self.module, self.name, self.tensor)
+        self._tensor.data.copy_(self._values)
+
+    def _place(self) -> None:
+        if getattr(self.module, self.name) is not self._tensor:
+            setattr(self.module, self.name, self._tensor)
+
+
+class _Attributes:
+    """What a module's author keeps in it besides parameters, buffers and modules: flags, counters, hidden states."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._values = {name: value for name, value in vars(module).items() if name not in _PYTORCHS_OWN}
+        self._rewinds = [back for value in self._values.values() if (back := rewind(value)) is not None]
+
+    def restore(self) -> None:
+        """Put every attribute back, and every generator among them."""
+        now = vars(self.module)
+        for name in [name for name in now if name not in self._values and name not in _PYTORCHS_OWN]:
+            del now[name]
+        for name, value in self._values.items():
+            if now.get(name, self) is not value:
+                now[name] = value
+        for back in self._rewinds:
+            back()
+
+    enforce = restore
+
+
+class _After(NamedTuple):
+    """What the first evaluation left; θ where it wrote to the parameters."""
+
+    random_state: RandomState
+    modules: list[_Buffer | _Attributes]
+    writes: WriteLog
+    theta: Tensor | None
+
+
+class Repeat(NamedTuple):
+    """How to repeat an evaluation.
+
+    Attributes:
+        closure: A context within which its closure may be run again as if for the first time: same random numbers,
+            same buffers, and nothing left behind.
+        draws: A context for what draws the same random numbers in its stead.
+    """
+
+    closure: Callable[[], AbstractContextManager[None]]
+    draws: Callable[[], AbstractContextManager[None]]
 
 
 class Transaction:
     """Make every evaluation of one step see the same network, and let the step be undone.
 
-    Each evaluation starts from the random number state and the buffers that the step found. What the *first*
-    evaluation (a forward pass at θ on the model batch) did to them is the step's one canonical update: it is what
-    :meth:`commit` leaves behind. Everything else is rolled back. Buffers are found as their modules are called.
+    Each evaluation starts from the random numbers, buffers, attributes and other tensors that the step found. What the
+    *first* evaluation (a forward pass at θ on the model batch) did to them is the step's one canonical update: it is
+    what :meth:`commit` leaves behind. Everything else is rolled back. Buffers and attributes are found as their
+    modules are called, other tensors as they are written to.
 
     Args:
-        device: Where the parameters live; its random number generator is kept besides the CPU's.
+        parameters: The step's parameters, which hold θ.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start_rng = rng_state(device)
-        self._start_buffers: dict[tuple[int, str], _Buffer] = {}
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._device = parameters.device
+        self._theta = parameters.read()
+        self._start = read_random_state(self._device)
+        self._found: list[_Buffer | _Attributes] = []
         self._seen: set[nn.Module] = set()
-        self._after: tuple[list[Tensor], list[_Buffer]] | None = None
+        self._writes = WriteLog()
+        self._after: _After | None = None
         self._hook: RemovableHandle | None = None
 
     @contextmanager
@@ -63,49 +134,153 @@ class Transaction:
         Args:
             micro_batch: Its number within its batch. Each number has its own random numbers, the same whenever
                 it is evaluated in this step; number 0 continues the stream that the step found.
+
+        Raises:
+            ParametersWrittenError: If this is the first evaluation, and it wrote to the parameters.
+            RuntimeError: If the closure works on a ``.grad`` that it does not have here.
         """
-        set_rng_state(self._device, self._start_rng)
-        if micro_batch > 0:
-            _seed(self._device, int(torch.randint(2**62, (), device="cpu")) + micro_batch)
+        self._seed(micro_batch)
         _quieten_compiler_about_hooks()
+        versions = [p._version for p in self._parameters.tensors]
+        watch = Watch(self._parameters.tensors, self._writes)
         self._hook = register_module_forward_pre_hook(self._remember)
+        first = self._after is None
+        try:
+            with watch:
+                yield
+        except (TypeError, AttributeError) as error:
+            if watch.read_grad_after_backward:
+                raise RuntimeError(
+                    "the closure edits the .grad of a parameter after backward(), which has no influence here: the step "
+                    "differentiates the loss that the closure returns, and .grad stays None in it. Put the edit into "
+                    "the loss, register a hook on the parameter (p.register_hook), or give the step a gradient of your "
+                    "own: opt.step(closure, grad=...)"
+                ) from error
+            raise
+        finally:
+            written = self._parameters_written(versions)
+            if first:
+                self._after = self._now(self._parameters.read() if written else None)
+            self.rollback()
+        if first and written:
+            raise ParametersWrittenError
+
+    @contextmanager
+    def random_numbers(self, micro_batch: int = 0) -> Iterator[None]:
+        """Draw the random numbers of an evaluation, without its closure."""
+        self._seed(micro_batch)
         try:
             yield
         finally:
-            if self._after is None:
-                self._after = (
-                    rng_state(self._device),
-                    [_Buffer.at(b.module, b.name) for b in self._start_buffers.values()],
-                )
-            self.rollback()
+            write_random_state(self._device, self._start)
 
-    def rollback(self) -> None:
-        """Leave the random number state and the buffers as the step found them, and watch modules no longer."""
+    def repeat(self, micro_batch: int = 0) -> Repeat:
+        """How to repeat the evaluation of a micro-batch."""
+        return Repeat(partial(self.evaluation, micro_batch), partial(self.random_numbers, micro_batch))
+
+    def _seed(self, micro_batch: int) -> None:
+        write_random_state(self._device, self._start)
+        if micro_batch > 0:
+            seed(self._device, int(torch.randint(2**62, (), device="cpu")) + micro_batch)
+
+    def rollback(self, *, to_start: bool = False) -> None:
+        """Leave everything as the step found it, and watch modules no longer.
+
+        Args:
+            to_start: Whether that is the end of it, also after a :meth:`commit`.
+        """
         if self._hook is not None:
             self._hook.remove()
-        set_rng_state(self._device, self._start_rng)
-        for buffer in self._start_buffers.values():
-            buffer.restore()
+        write_random_state(self._device, self._start)
+        self._writes.restore()
+        if to_start or self._writes.touches(self._parameters.tensors):
+            self._parameters.put(self._theta)
+        for one in self._found:
+            one.enforce() if to_start else one.restore()
 
     def commit(self) -> None:
-        """Leave them as the first evaluation left them."""
+        """Leave everything as the first evaluation left it."""
         if self._after is not None:
-            rng, buffers = self._after
-            set_rng_state(self._device, rng)
-            for buffer in buffers:
-                buffer.restore()
+            write_random_state(self._device, self._after.random_state)
+            self._after.writes.restore()
+            if self._after.theta is not None:
+                self._parameters.put(self._after.theta)
+            for one in self._after.modules:
+                one.enforce()
+
+    def _now(self, theta: Tensor | None) -> _After:
+        again = [
+            _Buffer(one.module, one.name) if isinstance(one, _Buffer) else _Attributes(one.module)
+            for one in self._found
+        ]
+        return _After(read_random_state(self._device), again, self._writes.after(), theta)
+
+    def _parameters_written(self, versions: list[int]) -> bool:
+        tensors = self._parameters.tensors
+        return self._writes.touches(tensors) or [p._version for p in tensors] != versions
 
     def _remember(self, module: nn.Module, args: object) -> None:
-        """Copy the buffers of a module and its children before its first call."""
+        """Copy buffers and attributes of a module and its children before its first call."""
         if module in self._seen:
             return
+        _refuse_distributed(module)
         # Whoever watches the evaluation's operations is not to see these.
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             for child in module.modules():
                 if child not in self._seen:
                     self._seen.add(child)
                     for name, _ in child._buffers.items():  # noqa: PERF102 — TorchScript's look-alike has only this
-                        self._start_buffers[id(child), name] = _Buffer.at(child, name)
+                        self._found.append(_Buffer(child, name))
+                    if not isinstance(child, torch.jit.ScriptModule):
+                        self._found.append(_Attributes(child))
+
+
+def settled(
+    parameters: Parameters, attempt: Callable[[Transaction], Result], undo: Callable[[], None] = lambda: None
+) -> Result:
+    """Run ``attempt`` within a transaction; if it raises, roll that back and call ``undo``.
+
+    Where its first evaluation writes to the parameters, as a data-dependent initialisation or an embedding with
+    ``max_norm`` does, that is taken over as the canonical update, and the attempt is made once more from there.
+
+    Raises:
+        RuntimeError: If it writes to them again.
+    """
+    depth = len(function_modes())
+    found = running = Transaction(parameters)
+    try:
+        try:
+            return attempt(found)
+        except ParametersWrittenError:
+            found.commit()
+        running = Transaction(parameters)
+        return attempt(running)
+    except BaseException as error:
+        leave_function_modes(depth)
+        running.rollback()
+        found.rollback(to_start=True)
+        undo()
+        if not isinstance(error, ParametersWrittenError):
+            raise
+    raise RuntimeError(
+        "the closure writes to the parameters each time it is called, so that no step can be judged; move them between "
+        "the steps instead"
+    )
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """How often a tensor was written to; None where that is not counted."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _refuse_distributed(module: nn.Module) -> None:
+    """Raise RuntimeError for a wrapper that reduces gradients as they are accumulated, which never happens here."""
+    name = type(module).__name__
+    if name in ("DistributedDataParallel", "FullyShardedDataParallel") or name.startswith("FSDP"):
+        raise RuntimeError(
+            f"the model is wrapped in {name}, which averages gradients over processes only in backward(); a step would "
+            "take each process elsewhere. Use the module inside the wrapper on one process"
+        )
 
 
 _ABOUT_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"
@@ -120,30 +295,3 @@ def _quieten_compiler_about_hooks() -> None:
         return
     if not any(message is not None and message.pattern == _ABOUT_HOOKS for _, message, *_ in warnings.filters):
         warnings.filterwarnings("ignore", message=_ABOUT_HOOKS)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree to the bit, NaN included."""
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def rng_state(device: torch.device) -> list[Tensor]:
-    """Return the state of the default random number generators of the CPU and, if it is a GPU, of the device."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def set_rng_state(device: torch.device, states: list[Tensor]) -> None:
-    """Go back to a state that :func:`rng_state` returned for the same device."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        torch.cuda.default_generators[index].manual_seed(seed)

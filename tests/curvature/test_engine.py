@@ -73,13 +73,24 @@ def test_one_trace_serves_new_data_and_new_parameters(traces):
     assert torch.allclose(product, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("change", [{"n": 7}, {"scale": 2.0}])
-def test_another_shape_or_constant_is_another_program(traces, change):
+def test_another_shape_is_another_program(traces):
     model, v = network(), torch.randn(67, dtype=torch.float64)
     ggn(closure(model), model.parameters())
-    product = ggn(closure(model, **change), model.parameters()) @ v
+    product = ggn(closure(model, n=7), model.parameters()) @ v
     assert len(traces) == 2
-    assert torch.equal(product, fresh(closure(model, **change), model.parameters(), v))
+    assert torch.equal(product, fresh(closure(model, n=7), model.parameters(), v))
+
+
+@pytest.mark.parametrize("scale", [2.0, 7, -0.1, float("1e-3")])
+def test_another_factor_is_another_input_of_the_same_program(traces, scale):
+    """As where a weight of the loss is annealed, or a sum is divided by a number of tokens."""
+    model, v = network(), torch.randn(67, dtype=torch.float64)
+    ggn(closure(model, scale=5), model.parameters())
+    ggn(closure(model, scale=0.5), model.parameters())
+    before = len(traces)
+    product = ggn(closure(model, scale=scale), model.parameters()) @ v
+    assert len(traces) == before == 2  # an integer and a number with a fraction
+    assert torch.equal(product, fresh(closure(model, scale=scale), model.parameters(), v))
 
 
 def test_an_unused_parameter_makes_another_program(traces):
@@ -155,16 +166,41 @@ def test_a_wrong_program_is_never_used(monkeypatch, part):
     assert torch.allclose(operator @ v, right, rtol=1e-12, atol=0)
 
 
-def test_a_remembered_program_that_computes_something_else_is_an_error():
-    model = network()
-    operator = ggn(closure(model), model.parameters())
+@pytest.mark.parametrize("part", ["primal", "vjp"])
+def test_a_remembered_program_that_computes_something_else_is_traced_anew(traces, part):
+    """Outputs and gradient of every later point are held against those of the closure itself."""
+    model, v = network(), torch.randn(67, dtype=torch.float64)
+    right = ggn(closure(model), model.parameters()) @ v
     (key, choice), *_ = ladder._choices.items()
     (program,) = choice.build.args
-    wrong = program._replace(primal=lambda *args: [1.01 * r for r in program.primal(*args)])
+    function = getattr(program, part)
+    wrong = program._replace(**{part: lambda *args: [1.01 * r for r in function(*args)]})
     ladder._choices[key] = choice._replace(build=partial(linearize.Linearization, wrong))
+    operator = HessianFree(model.parameters(), lr=0.0)
+    operator.step(closure(model))  # a step has the gradient at hand
+    assert len(traces) == 2
+    assert torch.equal(ggn(closure(model), model.parameters()) @ v, right)
+
+
+def test_an_engine_that_fails_at_a_product_is_left_for_a_lower_rung(monkeypatch):
+    model, v = network(), torch.randn(67, dtype=torch.float64)
+    right = ggn(closure(model), model.parameters()) @ v
     operator = ggn(closure(model), model.parameters())
-    with pytest.raises(RuntimeError, match="two computations of the outputs differ"):
-        operator @ torch.ones(67, dtype=torch.float64)
+    monkeypatch.setattr(operator._engine, "jvp", lambda v: (_ for _ in ()).throw(NotImplementedError("no backward")))
+    torch.testing.assert_close(operator @ v, right, rtol=1e-12, atol=0.0)
+    assert operator.backend == "linearize, math kernels"
+    assert "not by linearize: in a product, NotImplementedError: no backward" in operator.explain()
+    assert ggn(closure(model), model.parameters()).backend == "linearize, math kernels"  # once for all
+
+
+def test_memory_that_is_short_is_no_reason_to_step_down(monkeypatch):
+    def short(point, options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = network()
+    monkeypatch.setattr(GGN_MODULE, "trace", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        ggn(closure(model), model.parameters())
 
 
 def test_explain_says_what_ran_and_what_it_cost():

@@ -15,9 +15,10 @@ REDUCTIONS = ["mean", "sum"]
 
 def recorded(loss, outputs):
     """The call that a closure computing ``loss(outputs)`` makes, as the engine sees it."""
-    with Recording([], []) as recording:
+    outputs = outputs.detach().requires_grad_()
+    with Recording([outputs]) as recording:
         loss(outputs)
-    (call,) = recording.record.loss_calls
+    (call,) = recording.loss_calls
     return call
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
-from latephase.curvature.ladder import CurvatureError
+from latephase.curvature.ladder import CurvatureError, CurvatureWarning
 from latephase.curvature.linearize import Options
 from latephase.curvature.point import Forward, Point, evaluate
 from latephase.parameters import Parameters
-from latephase.transaction import Transaction
+from latephase.transaction import Transaction, settled
 
 Op = TypeVar("Op", GGN, Hessian)
 
-__all__ = ["GGN", "CurvatureError", "Hessian", "ggn", "hessian"]
+__all__ = ["GGN", "CurvatureError", "CurvatureWarning", "Hessian", "ggn", "hessian"]
 
 
 def ggn(
@@ -70,11 +70,13 @@ def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
 
 def _at_present_point(operator: Callable[[Point], Op], forward: Forward, params: Iterable[Tensor]) -> Op:
     parameters = Parameters([{"params": list(params)}])
-    transaction = Transaction(parameters.device)
-    with transaction.evaluation():
-        point = evaluate(forward, parameters, transaction.evaluation)
-    made = operator(point)
-    transaction.commit()
-    if not made.needs_graph:
-        point.drop_graph()
-    return made
+
+    def attempt(transaction: Transaction) -> Op:
+        point = evaluate(forward, parameters, transaction.repeat())
+        made = operator(point)
+        transaction.commit()
+        if not made.needs_graph:
+            point.drop_graph()
+        return made
+
+    return settled(parameters, attempt)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latephase.curvature.linearize import pull_back
 from latephase.curvature.point import Point
+from latephase.curvature.pull_back import partial_derivatives, pull_back
 
 
 class DoubleBackward:
@@ -20,7 +20,8 @@ class DoubleBackward:
 
     def __init__(self, point: Point) -> None:
         self._leaves, self._outputs = point.leaves, point.outputs
-        self.slopes = pull_back([point.loss], self._outputs, [torch.ones_like(point.loss)], create_graph=True)
+        one = torch.ones_like(point.loss)
+        self.slopes = partial_derivatives([point.loss], self._outputs, [one], create_graph=True)
         self._u = [torch.zeros_like(z, requires_grad=True) for z in self._outputs]
         self._JTu = pull_back(self._outputs, self._leaves, self._u, create_graph=True)
 
@@ -37,4 +38,4 @@ class DoubleBackward:
 
     def hvp(self, directions: list[Tensor]) -> list[Tensor]:
         """H w, shaped like the outputs."""
-        return pull_back(self.slopes, self._outputs, directions)
+        return partial_derivatives(self.slopes, self._outputs, directions)

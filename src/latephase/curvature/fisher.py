@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from latephase.curvature.program import mapped
 from latephase.parameters import Parameters
+
+
+class Substitution(TorchFunctionMode):
+    """Evaluate code as if some tensors were others: every torch function that would receive one receives the other."""
+
+    def __init__(self, originals: Sequence[Tensor], substitutes: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._table = {id(p): q for p, q in zip(originals, substitutes, strict=True)}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*mapped(args, self._swap), **mapped(kwargs or {}, self._swap))
+
+    def _swap(self, value: Any) -> Any:
+        return self._table.get(id(value), value)
 
 
 def diagonal_empirical_fisher(
@@ -47,7 +65,7 @@ def diagonal_empirical_fisher(
         raise ValueError(f"inputs and targets must be as many and at least one, not {len(inputs)} and {len(targets)}")
 
     def sample_loss(tensors: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        with parameters.at(tensors):
+        with Substitution(parameters.tensors, tensors):
             return loss_func(model(x.unsqueeze(0)), y.unsqueeze(0))
 
     theta = [p.detach() for p in parameters.tensors]
@@ -61,5 +79,6 @@ def diagonal_empirical_fisher(
         except RuntimeError:  # no batching rule, as for recurrent layers: one sample after the other
             each = zip(*(sample_grad(theta, *sample) for sample in zip(x, y, strict=True)), strict=True)
             grads = [torch.stack(g) for g in each]
-        total += parameters.join([g.square().sum(dim=0) for g in grads])
+        # Not in place: what is written to during an evaluation is put back after it.
+        total = total + parameters.join([g.square().sum(dim=0) for g in grads])
     return total / len(inputs) if reduction == "mean" else total

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from latephase.curvature.double_backward import DoubleBackward
-from latephase.curvature.ladder import Builder, Ladder, climb, math_kernels
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, pull_back, trace
+from latephase.curvature.ladder import Builder, Choice, Ladder, Remark, Rung, math_kernels
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, trace
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.operator import CurvatureOperator
-from latephase.curvature.point import Point, evaluate
+from latephase.curvature.point import Point
+from latephase.curvature.pull_back import pull_back
+from latephase.curvature.verify import (
+    COTANGENT,
+    check,
+    check_loss_hessian,
+    check_transposed,
+    difference_and_norm,
+    rounding,
+)
 
 
 class GGN(CurvatureOperator):
     """``C @ v`` for C = JᵀHJ: J the Jacobian of the outputs in θ, H the Hessian of the loss in the outputs.
 
-    All that depends on the point alone is computed once; a product runs no forward pass again.
+    Several outputs count as independent variables of the loss, also where one was computed from another. All that
+    depends on the point alone is computed once; a product runs no forward pass again.
 
     Args:
         point: Loss, outputs and graph.
@@ -37,36 +46,52 @@ class GGN(CurvatureOperator):
                 'from the closure, and compute the loss from these very tensors; curvature_opt="hessian" needs the '
                 "loss alone"
             )
-        start = time.perf_counter()
-        in_closed_form = closed_form(point.loss_call, point.outputs[0].detach())
-        engine, choice = climb(LADDER, point, options)
-        self._jvp, self._vjp = engine.jvp, engine.vjp
-        self._loss_hessian = engine.hvp if in_closed_form is None else lambda w: [in_closed_form(w[0])]
-        self._loss_hessian_by = "automatic differentiation" if in_closed_form is None else "closed form"
-        super().__init__(point.parameters, engine, choice, time.perf_counter() - start)
+        self._closed_form = closed_form(point.loss_call, point.outputs[0].detach())
+        super().__init__(point, options)
 
     def _product(self, v: list[Tensor]) -> list[Tensor]:
-        return self._vjp(self._loss_hessian(self._jvp(v)))
+        Jv = self._engine.jvp(v)
+        return self._engine.vjp(self._engine.hvp(Jv) if self._closed_form is None else [self._closed_form(Jv[0])])
 
     def _details(self) -> str:
-        return f"; Hessian of the loss in the outputs by {self._loss_hessian_by}"
+        by = "automatic differentiation" if self._closed_form is None else "closed form"
+        return f"; Hessian of the loss in the outputs by {by}"
 
 
-def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> None:
+def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> tuple[Remark, ...]:
     """Hold an engine against reverse differentiation of the closure, as the gradient uses it."""
-    tolerance = 0.0 if options.product_dtype is None else torch.finfo(options.product_dtype).eps ** 0.5
+    theirs = pull_back(point.outputs, point.leaves, engine.slopes)
     if not engine.needs_graph:
+        check(point, "Jᵀu", engine.vjp(engine.slopes), theirs, _tolerance(options))
+    check_transposed(point, engine.jvp, engine.vjp, _tolerance(options))
+    check_loss_hessian(point, engine.hvp)
+    return tuple(_remarks(engine, point, theirs))
+
+
+def _remarks(engine: Linearization | DoubleBackward, point: Point, JTs: list[Tensor]) -> list[Remark]:
+    assert point.gradient_pieces is not None
+    error, size = difference_and_norm(JTs, point.gradient_pieces)
+    bends = any(bool(Hw.any()) for Hw in engine.hvp(point.random_outputs(COTANGENT)))
+    moves = any(bool(slope.any()) for slope in engine.slopes)
+    past = error > rounding(point) * size
+    return [Remark.PAST_OUTPUTS] * past + [Remark.NO_CURVATURE] * (moves and not bends)
+
+
+def _check_again(engine: Linearization | DoubleBackward, point: Point, choice: Choice) -> None:
+    """Hold an engine of a remembered program against the gradient, which is computed afresh at every point."""
+    if engine.needs_graph or point.gradient_pieces is None:
+        return
+    if Remark.PAST_OUTPUTS in choice.remarks:
         theirs = pull_back(point.outputs, point.leaves, engine.slopes)
-        point.check("Jᵀu", engine.vjp(engine.slopes), theirs, tolerance)
-    v = point.random_direction(seed=0)
-    Jv = engine.jvp(v)
-    # ⟨Jv, Jv⟩ = ⟨v, JᵀJv⟩ holds for the true J alone, as v is random and Jᵀ has just been checked.
-    point.check("vᵀJᵀJv", [inner(Jv, Jv)], [inner(v, engine.vjp(Jv))], tolerance)
+    else:
+        theirs = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(point.leaves, point.gradient_pieces, strict=True)
+        ]
+    check(point, "the gradient", engine.vjp(engine.slopes), theirs, _tolerance(choice.options))
 
 
-def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Return ⟨a, b⟩ in float64."""
-    return torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+def _tolerance(options: Options) -> float:
+    return 0.0 if options.product_dtype is None else torch.finfo(options.product_dtype).eps ** 0.5
 
 
 def _linearize(point: Point, options: Options) -> Builder:
@@ -88,17 +113,18 @@ def _double_backward_with_math_kernels(point: Point, options: Options) -> Builde
 
 def evaluated_with_math_kernels(point: Point) -> Point:
     """Run the closure of ``point`` again, with kernels that have all derivatives."""
-    with math_kernels(), point.again():
-        return evaluate(point.forward, point.parameters, point.again)
+    with math_kernels():
+        return point.evaluated_again()
 
 
-LADDER = Ladder(
+GGN.LADDER = Ladder(
     "GGN",
-    {
-        "linearize": _linearize,
-        "linearize, math kernels": _linearize_with_math_kernels,
-        "double-backward": _double_backward,
-        "double-backward, math kernels": _double_backward_with_math_kernels,
-    },
+    [
+        Rung("linearize", _linearize, narrows=True),
+        Rung("linearize, math kernels", _linearize_with_math_kernels, narrows=True),
+        Rung("double-backward", _double_backward),
+        Rung("double-backward, math kernels", _double_backward_with_math_kernels),
+    ],
     _check,
+    _check_again,
 )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
-from latephase.curvature.ggn import evaluated_with_math_kernels, inner
-from latephase.curvature.ladder import Builder, Ladder, climb
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options, pull_back
+from latephase.curvature.ggn import evaluated_with_math_kernels
+from latephase.curvature.ladder import Builder, Choice, Ladder, Remark, Rung
+from latephase.curvature.linearize import Options
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Point
+from latephase.curvature.pull_back import pull_back
+from latephase.curvature.verify import COTANGENT, DIRECTION, check, check_hessian, inner
 
 
 class Hessian(CurvatureOperator):
@@ -19,20 +19,12 @@ class Hessian(CurvatureOperator):
 
     The gradient's graph is built once; a product differentiates it. The graph stays in memory.
 
-    Args:
-        point: Loss and graph.
-
     Raises:
         CurvatureError: If there is no way to form products.
     """
 
-    def __init__(self, point: Point) -> None:
-        start = time.perf_counter()
-        self._gradient, choice = climb(LADDER, point, DEFAULT_OPTIONS)
-        super().__init__(point.parameters, self._gradient, choice, time.perf_counter() - start)
-
     def _product(self, v: list[Tensor]) -> list[Tensor]:
-        return self._gradient.derivative(v)
+        return self._engine.derivative(v)
 
 
 class GradientGraph:
@@ -52,12 +44,18 @@ class GradientGraph:
         return pull_back(self._grads, self._leaves, v)
 
 
-def _check(engine: GradientGraph, point: Point, options: Options) -> None:
+def _check(engine: GradientGraph, point: Point, options: Options) -> tuple[Remark, ...]:
     """A Hessian is symmetric, which a wrong second derivative has no reason to be."""
-    u, v = point.random_direction(seed=0), point.random_direction(seed=1)
+    u, v = point.random_direction(COTANGENT), point.random_direction(DIRECTION)
     Hu, Hv = engine.derivative(u), engine.derivative(v)
     scale = inner(Hu, Hu).sqrt() * inner(v, v).sqrt()
-    point.check("uᵀHv", [scale + inner(u, Hv)], [scale + inner(v, Hu)])
+    check(point, "uᵀHv", [scale + inner(u, Hv)], [scale + inner(v, Hu)])
+    check_hessian(point, engine.derivative)
+    return ()
+
+
+def _check_again(engine: GradientGraph, point: Point, choice: Choice) -> None:
+    """Nothing is remembered that could be stale: the graph is the point's own."""
 
 
 def _double_backward(point: Point, options: Options) -> Builder:
@@ -68,11 +66,12 @@ def _double_backward_with_math_kernels(point: Point, options: Options) -> Builde
     return lambda point: GradientGraph(evaluated_with_math_kernels(point))
 
 
-LADDER = Ladder(
+Hessian.LADDER = Ladder(
     "Hessian",
-    {
-        "double-backward": _double_backward,
-        "double-backward, math kernels": _double_backward_with_math_kernels,
-    },
+    [
+        Rung("double-backward", _double_backward),
+        Rung("double-backward, math kernels", _double_backward_with_math_kernels),
+    ],
     _check,
+    _check_again,
 )

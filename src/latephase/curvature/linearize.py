@@ -1,4 +1,4 @@
-"""Trace a closure once, and get from it linear maps that serve every later point of the same program.
+"""Trace a program once, and get from it linear maps that serve every later point of the same program.
 
 Some operations of a trace depend on θ and the data alone, the others on a vector as well: J v by forward
 differentiation, Jᵀu by reverse, H w in output space. Split accordingly, the *primal* part runs once per point, and its
@@ -7,21 +7,21 @@ results, the residuals, are constants of the *linear* parts. A product with the 
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fw
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from latephase.curvature import graph as g
-from latephase.curvature.point import Point, split_return
-from latephase.curvature.recording import Replay
+from latephase.curvature.dispatch_state import unchanged_dispatch_state
+from latephase.curvature.point import Point
+from latephase.curvature.program import replay
+from latephase.curvature.pull_back import partial_derivatives, pull_back
+from latephase.curvature.verify import check
 
 Tensors = list[Tensor]
 Function = Callable[..., list[Any]]
@@ -43,11 +43,11 @@ class Options(NamedTuple):
 DEFAULT_OPTIONS = Options()
 
 
-class Program(NamedTuple):
-    """A traced closure, split. All its tensors are arguments: it serves every point and batch of its kind.
+class LinearProgram(NamedTuple):
+    """A traced program, split. All its tensors are arguments: it serves every point and batch of its kind.
 
     Attributes:
-        primal: (parameters, externals) → outputs, slopes ∂loss/∂outputs, residuals.
+        primal: (parameters, inputs) → outputs, slopes ∂loss/∂outputs, residuals.
         jvp: (tangents, residuals) → J v, shaped like the outputs.
         vjp: (cotangents in output space, residuals) → Jᵀu, shaped like the parameters; None where it is zero.
         hvp: (directions in output space, residuals) → H w, shaped like the outputs.
@@ -61,27 +61,31 @@ class Program(NamedTuple):
     residuals: int
 
 
-def trace(point: Point, options: Options) -> Program:
-    """Trace the closure of ``point``. Nothing is computed: the tensors of a trace have shapes but no values.
+def trace(point: Point, options: Options) -> LinearProgram:
+    """Trace the program of ``point``. Nothing is computed: the tensors of a trace have shapes but no values.
 
     Raises:
         RuntimeError, NotImplementedError, TypeError: If it cannot be traced, or has no forward derivative.
     """
+    if point.program.unseen is not None:
+        raise RuntimeError(f"{point.program.unseen} cannot be run again from a record of torch functions")
+    if any(p._backward_hooks for p in point.leaves):
+        raise RuntimeError("a parameter has a gradient hook, which no trace contains")
     z = point.outputs
     reverse_mode = _made(_reverse_mode(point), point, z, z)
     forward_mode = _made(_forward_mode(point), point, point.leaves)
     merged = fx.Graph()
-    parameters, externals, tangents, cotangents, directions = (
+    parameters, inputs, tangents, cotangents, directions = (
         [g.placeholder(merged, f"{kind}_{i}", tensor) for i, tensor in enumerate(tensors)]
         for kind, tensors in {
             "parameter": point.leaves,
-            "external": point.record.externals,
+            "input": [tensor for tensor, _ in point.program.inputs],
             "tangent": point.leaves,
             "cotangent": z,
             "direction": z,
         }.items()
     )
-    primals = [*parameters, *externals]
+    primals = [*parameters, *inputs]
     reverse = g.append(merged, reverse_mode, [*primals, *cotangents, *directions])
     outputs, slopes, hvp, vjp = _cut(reverse, [len(z), len(z), len(z), len(parameters)])
     jvp = g.append(merged, forward_mode, [*primals, *tangents])
@@ -96,7 +100,7 @@ def trace(point: Point, options: Options) -> Program:
         residuals = g.lay_channels_last(merged, vectors, products, residuals)
     randoms = [n for n in merged.nodes if g.is_random(n)]  # all, in order: so each draws what it drew before
     compiled = torch.compile if options.compile else lambda function: function
-    return Program(
+    return LinearProgram(
         g.extract(merged, primals, [*outputs, *slopes, *residuals, *randoms]),
         compiled(g.extract(merged, [*tangents, *residuals], jvp)),
         compiled(g.extract(merged, [*cotangents, *residuals], vjp)),
@@ -105,17 +109,22 @@ def trace(point: Point, options: Options) -> Program:
     )
 
 
+class StaleOperatorError(RuntimeError):
+    """An operator of parameters that are no more."""
+
+
 class Linearization:
     """J v, Jᵀu and H w at one point, by a program. The point's graph is not needed."""
 
     needs_graph = False
 
-    def __init__(self, program: Program, point: Point) -> None:
+    def __init__(self, program: LinearProgram, point: Point) -> None:
         self._program = program
         self._point = point
-        self._versions = [p._version for p in point.parameters.tensors]
+        self._versions = [p._version for p in point.leaves]
         self._slopes: Tensors = []
         self._residuals: list[Any] | None = None
+        self._constants()
 
     @property
     def slopes(self) -> Tensors:
@@ -129,15 +138,15 @@ class Linearization:
 
     def _constants(self) -> list[Any]:
         """Run the primal part unless its results are at hand, and check that it computes what the closure did."""
-        if [p._version for p in self._point.parameters.tensors] != self._versions:
-            raise RuntimeError("the parameters have changed since this operator was made; make a new one")
+        if [p._version for p in self._point.leaves] != self._versions:
+            raise StaleOperatorError("the parameters have changed since this operator was made; make a new one")
         if self._residuals is None:
-            leaves, externals = (map(_detached, self._point.leaves), map(_detached, self._point.record.externals))
-            with self._point.again(), torch.no_grad():
-                results = self._program.primal(*leaves, *externals)
+            inputs = [tensor for tensor, _ in self._point.program.inputs]
+            with self._point.repeat.draws(), torch.no_grad():
+                results = self._program.primal(*map(_detached, self._point.leaves), *map(_detached, inputs))
             z = len(self._point.outputs)
             outputs, self._slopes, residuals, _ = _cut(results, [z, z, self._program.residuals, None])
-            self._point.check("the outputs", outputs, self._point.outputs)
+            check(self._point, "the outputs", outputs, self._point.outputs)
             self._residuals = residuals
         return self._residuals
 
@@ -160,13 +169,13 @@ class Linearization:
 
 
 def _made(function: Callable[..., Any], point: Point, *vectors: Tensors) -> fx.Graph:
-    """Trace ``function(primals, externals, *vectors)``, without values and without writes into arguments."""
+    """Trace ``function(primals, inputs, *vectors)``, without values and without writes into arguments."""
     args = (
         [q.detach() for q in point.leaves],
-        [_detached(e) for e in point.record.externals],
+        [_detached(tensor) for tensor, _ in point.program.inputs],
         *([torch.zeros_like(v, requires_grad=False) for v in group] for group in vectors),
     )
-    with point.again(), _compiled_code_as_it_is(), warnings.catch_warnings():
+    with unchanged_dispatch_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the closure has to say, it has said; the rest is PyTorch to itself
         traced = make_fx(function, tracing_mode="fake")(*args)
         if not g.remove_writes(traced.graph):
@@ -174,64 +183,43 @@ def _made(function: Callable[..., Any], point: Point, *vectors: Tensors) -> fx.G
     return traced.graph
 
 
-@contextmanager
-def _compiled_code_as_it_is() -> Iterator[None]:
-    """Let modules from torch.compile run in a trace; they run uncompiled within a substitution."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-    else:
-        with torch._dynamo.config.patch(error_on_nested_fx_trace=False):
-            yield
-
-
 def _forward_mode(point: Point) -> Callable[..., Any]:
-    def jvp(primals: Tensors, externals: Tensors, tangents: Tensors) -> list[Tensor | None]:
+    def jvp(primals: Tensors, inputs: Tensors, tangents: Tensors) -> list[Tensor | None]:
         with fw.dual_level():
             # With leaves like those of the reverse mode, so that both traces compute the same values.
             leaves = [p.detach().requires_grad_() for p in primals]
             duals = [fw.make_dual(p, t) for p, t in zip(leaves, tangents, strict=True)]
-            _, outputs = _replayed(point, duals, externals)
+            _, *outputs = _replayed(point, duals, inputs, _resting)
             return [fw.unpack_dual(z).tangent for z in outputs]
 
     return jvp
 
 
 def _reverse_mode(point: Point) -> Callable[..., Any]:
-    def derivatives(primals: Tensors, externals: Tensors, cotangents: Tensors, directions: Tensors) -> list[Any]:
+    def derivatives(primals: Tensors, inputs: Tensors, cotangents: Tensors, directions: Tensors) -> list[Any]:
         leaves = [p.detach().requires_grad_() for p in primals]
-        loss, z = _replayed(point, leaves, externals)
-        slopes = pull_back([loss], z, [torch.ones_like(loss)], create_graph=True)
-        return [*z, *slopes, *pull_back(slopes, z, directions), *pull_back(z, leaves, cotangents)]
+        loss, *z = _replayed(point, leaves, inputs)
+        slopes = partial_derivatives([loss], z, [torch.ones_like(loss)], create_graph=True)
+        return [*z, *slopes, *partial_derivatives(slopes, z, directions), *pull_back(z, leaves, cotangents)]
 
     return derivatives
 
 
-def pull_back(
-    values: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, create_graph: bool = False
+def _resting(tensor: Tensor) -> Tensor:
+    """A constant with a zero tangent, which the derivatives of normalisations cannot do without."""
+    return fw.make_dual(tensor, torch.zeros_like(tensor))
+
+
+def _replayed(
+    point: Point, parameters: Tensors, inputs: Tensors, beside_moving: Callable[[Tensor], Tensor] = lambda t: t
 ) -> Tensors:
-    """Return ∂⟨values, cotangents⟩/∂inputs; values without a graph are constants."""
-    pairs = [(x, c) for x, c in zip(values, cotangents, strict=True) if x.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(x) for x in inputs]
-    tensors, weights = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(
-        tensors, inputs, weights, retain_graph=True, create_graph=create_graph, allow_unused=True
-    )
-    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=True)]
-
-
-def _replayed(point: Point, parameters: Tensors, externals: Tensors) -> tuple[Tensor, Tensors]:
-    """Run the closure on stand-ins; return its loss and those outputs that have a graph."""
-    record = point.record
+    """Run the program on stand-ins; return its loss and outputs."""
     stand_ins = [
-        e.detach().requires_grad_() if original.requires_grad else e
-        for e, original in zip(externals, record.externals, strict=True)
+        tensor.detach().requires_grad_() if requires_grad else tensor
+        for tensor, (_, requires_grad) in zip(inputs, point.program.inputs, strict=True)
     ]
-    originals = [*point.parameters.tensors, *record.externals]
-    with torch.enable_grad(), Replay(originals, [*parameters, *stand_ins], record.reads):
-        loss, outputs = split_return(point.forward(), point.forward)
-    leaves = pytree.tree_leaves(outputs)
-    return loss, [leaves[i] for i in point.places]
+    with torch.enable_grad():
+        return replay(point.program, parameters, stand_ins, beside_moving)
 
 
 def _detached(tensor: Tensor) -> Tensor:

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from latephase.curvature.ladder import Choice, Engine
-from latephase.parameters import Parameters
+from latephase.curvature.ladder import Ladder, climb, remembered, step_down
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Options, StaleOperatorError
+from latephase.curvature.point import Point
 
 
 class CurvatureOperator(ABC):
     """A symmetric P×P matrix at one point, given by its products.
 
+    Args:
+        point: Loss, outputs and, where :meth:`needs_graph_at` says so, their graph.
+        options: How products are computed.
+
     Attributes:
         needs_graph: Whether the point's graph must stay; else it may be dropped before the first product.
     """
 
-    def __init__(self, parameters: Parameters, engine: Engine, choice: Choice, setup_seconds: float) -> None:
-        self._parameters = parameters
-        self._engine = engine
-        self._choice = choice
-        self._setup_seconds = setup_seconds
+    LADDER: ClassVar[Ladder]
+
+    def __init__(self, point: Point, options: Options = DEFAULT_OPTIONS) -> None:
+        self._point = point
+        self._parameters = point.parameters
+        self._options = options
         self._product_seconds: list[float] = []
-        self.needs_graph = engine.needs_graph
+        start = _now(self._parameters.device)
+        self._engine, self._choice = climb(self.LADDER, point, options)
+        self._setup_seconds = _now(self._parameters.device) - start
+        self.needs_graph: bool = self._engine.needs_graph
+
+    @classmethod
+    def needs_graph_at(cls, point: Point, options: Options = DEFAULT_OPTIONS) -> bool:
+        """Whether an operator at this point can only be made while the point has its graph."""
+        choice = remembered(cls.LADDER, point, options)
+        return choice is None or choice.needs_graph
 
     @property
     def backend(self) -> str:
@@ -36,6 +52,7 @@ class CurvatureOperator(ABC):
         """Say which rung computes products, why those above it do not, and what set-up and products cost."""
         lines = [f"products by {self.backend}{self._details()}"]
         lines += [f"not by {rung}: {reason}" for rung, reason in self._choice.refusals.items()]
+        lines += [f"note: {remark.value}" for remark in self._choice.remarks]
         lines.append(f"set-up {self._setup_seconds:.3g} s")
         if self._product_seconds:
             mean = sum(self._product_seconds) / len(self._product_seconds)
@@ -60,13 +77,31 @@ class CurvatureOperator(ABC):
         if v.dim() == 2:
             return torch.stack([self @ column for column in v.unbind(1)], dim=1)
         start = time.perf_counter()
-        product = self._parameters.join(self._product(self._parameters.split(v)))
+        product = self._parameters.join(self._surely(self._parameters.split(v)))
         self._product_seconds.append(time.perf_counter() - start)
         return product
 
+    def _surely(self, v: list[Tensor]) -> list[Tensor]:
+        """A product; by a lower rung if an engine that passed its checks fails now."""
+        try:
+            return self._product(v)
+        except (StaleOperatorError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            self._engine, self._choice = step_down(self.LADDER, self._point, self._options, self._choice, error)
+            self.needs_graph = self._engine.needs_graph
+            return self._product(v)
+
     @abstractmethod
     def _product(self, v: list[Tensor]) -> list[Tensor]:
-        """Multiply a vector that is split into the parameters' shapes."""
+        """Multiply a vector that is split into the parameters' shapes, by ``self._engine``."""
 
     def _details(self) -> str:
         return ""
+
+
+def _now(device: Any) -> float:
+    """The time, once the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

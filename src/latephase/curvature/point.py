@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,136 +12,115 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from latephase.curvature.recording import LossCall, Record, Recording
+from latephase.curvature.autograd_graph import has_reentrant_checkpoint, parameter_made_use_of_before
+from latephase.curvature.program import Program
+from latephase.curvature.recording import LossCall, Recording, refuse_made_before
 from latephase.parameters import Parameters
+from latephase.transaction import Repeat
 
 Forward = Callable[[], Any]
-
 
 _UNREACHED = "does not depend on any trainable parameter of this optimizer"
 
 
-class DisagreementError(RuntimeError):
-    """Two ways to compute the same thing gave different results."""
-
-
 @dataclass
 class Point:
-    """A closure's loss and outputs at θ, as functions of ``leaves``.
+    """A closure's loss and outputs at θ, as functions of the parameters.
 
     Attributes:
         forward: The closure.
-        again: A context within which the closure may be run again as if for the first time: same random numbers,
-            same buffers, and nothing left behind.
-        parameters: The flat view of the parameters.
-        leaves: Stand-ins for the parameters (they share their storage), the leaves of the graph.
-        loss: A scalar with a graph, until :meth:`drop_graph`.
+        repeat: How to run it again.
+        parameters: The flat view of the parameters, the leaves of the graph.
+        loss: A scalar; it has a graph as long as ``has_graph``.
         outputs: The tensors the closure returned beside the loss, in whatever nesting, that the loss was computed from.
-        places: Where they lay among all leaves of the returned structure.
-        record: What the closure did.
+        loss_call: The call of a known loss function on the outputs that made the loss, if that is how it was made.
+        program: What the closure did.
+        first_node: Nodes of the graph up to this number are older than the closure's call.
+        has_graph: Whether loss and outputs have their graph.
+        gradient_pieces: The loss's gradient in the parameters' shapes, once :meth:`gradient` has computed it.
     """
 
     forward: Forward
-    again: Callable[[], AbstractContextManager[None]]
+    repeat: Repeat
     parameters: Parameters
-    leaves: list[Tensor]
     loss: Tensor
     outputs: list[Tensor]
-    places: list[int]
-    record: Record
+    loss_call: LossCall | None
+    program: Program
+    first_node: int
+    has_graph: bool = True
+    gradient_pieces: list[Tensor | None] | None = None
 
     @property
-    def loss_call(self) -> LossCall | None:
-        """The call of a known loss function on the outputs that made the loss, if that is how it was made."""
-        for call in self.record.loss_calls:
-            if (
-                call.result is self.loss
-                and len(self.outputs) == 1
-                and call.args[:1]
-                and call.args[0] is self.outputs[0]
-            ):
-                return call
-        return None
+    def leaves(self) -> list[Tensor]:
+        """The parameters, in whose shapes tangents and gradients come."""
+        return self.parameters.tensors
 
     def gradient(self, *, retain_graph: bool) -> Tensor:
         """The gradient of the loss, shape (P,); zero for parameters that the loss does not use.
 
         Raises:
-            RuntimeError: If a parameter was used in a way that substitution does not reach.
             ValueError: If the loss uses no parameter at all.
         """
-        wanted = [*self.leaves, *self.parameters.tensors]
-        grads = torch.autograd.grad(self.loss, wanted, retain_graph=retain_graph, allow_unused=True)
-        for p, stray in zip(self.parameters.tensors, grads[len(self.leaves) :], strict=True):
-            if stray is not None:
-                raise RuntimeError(
-                    f"the parameter of shape {tuple(p.shape)} reaches the loss by a way that trial points cannot "
-                    "take (TorchScript, or a tensor computed from it before the closure was called); "
-                    "compute everything that depends on parameters inside the closure, in plain PyTorch"
-                )
-        unused = [grad is None for grad in grads[: len(self.leaves)]]
+        with torch.enable_grad():
+            grads = torch.autograd.grad(self.loss, self.leaves, retain_graph=retain_graph, allow_unused=True)
+        unused = [grad is None for grad in grads]
         if any(unused):
             self.refuse_reentrant_checkpoints()
         if all(unused):
             raise ValueError(f"the loss that {_name(self.forward)} returned {_UNREACHED}")
-        return self.parameters.join(grads[: len(self.leaves)])
+        self.gradient_pieces = list(grads)
+        if not retain_graph:
+            self.drop_graph()
+        return self.parameters.join(grads)
 
     def refuse_reentrant_checkpoints(self) -> None:
         """Raise RuntimeError if the graph has a node that lets no gradient through, and does not say so."""
-        if any(type(node).__name__ == "CheckpointFunctionBackward" for node in _nodes(self.loss)):
+        if has_reentrant_checkpoint(self.loss):
             raise RuntimeError(
                 "reentrant checkpointing drops the gradients of the parameters inside it when gradients are asked for "
                 "by tensor; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
             )
 
-    def check(self, name: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0.0) -> None:
-        """Raise :class:`DisagreementError` unless two computations agree, relative to their norm, up to rounding.
-
-        Args:
-            name: What was computed.
-            mine: One result.
-            theirs: The other.
-            tolerance: At least this much is allowed, besides :attr:`tolerance`.
-        """
-        # All tensors together: one of them may be zero but for rounding, like the gradient of a bias before BatchNorm.
-        a, b = (torch.cat([_dense(t).double().reshape(-1) for t in tensors]) for tensors in (mine, theirs))
-        error, size = float((a - b).norm()), float(b.norm())
-        # Values that are not finite pass: nothing can be said of them, and a step looks for them itself.
-        if error > max(tolerance, self.tolerance) * size:
-            raise DisagreementError(f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}")
-
-    @property
-    def tolerance(self) -> float:
-        """The square root of the coarsest rounding in play, relative: far above rounding, far below an error."""
-        dtypes = {t.dtype for t in (*self.leaves, *self.outputs) if t.is_floating_point()}
-        dtypes.update(dtype for call in self.record.fingerprint for dtype in call[1])
-        eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-        if self.parameters.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-            eps = max(eps, 2.0**-10)
-        return eps**0.5
+    def refuse_what_was_made_before(self) -> None:
+        """Raise RuntimeError if the loss depends on a parameter by way of something older than the closure's call."""
+        refuse_made_before(parameter_made_use_of_before(self.loss, self.first_node, self.leaves))
 
     def random_direction(self, seed: int) -> list[Tensor]:
         """A normal random vector, split into the parameters' shapes; takes nothing from the global stream."""
-        generator = torch.Generator(self.parameters.device).manual_seed(seed)
-        return [torch.randn(q.shape, generator=generator, device=q.device).to(q.dtype) for q in self.leaves]
+        return [_normal(q, seed + i) for i, q in enumerate(self.leaves)]
+
+    def random_outputs(self, seed: int) -> list[Tensor]:
+        """The same in output space."""
+        return [_normal(z, seed + i) for i, z in enumerate(self.outputs)]
 
     def drop_graph(self) -> None:
         """Keep the values of loss and outputs, and let go of the graph and the activations it holds."""
         self.loss = self.loss.detach()
         self.outputs = [z.detach() for z in self.outputs]
-        self.record = self.record._replace(loss_calls=[])
+        self.has_graph = False
+
+    def restore_graph(self) -> None:
+        """Run the closure again if its graph has been dropped."""
+        if not self.has_graph:
+            fresh = self.evaluated_again()
+            self.loss, self.outputs, self.program = fresh.loss, fresh.outputs, fresh.program
+            self.first_node, self.has_graph = fresh.first_node, True
+
+    def evaluated_again(self) -> Point:
+        """The closure at the parameters' present values, which may be others than this point's."""
+        return evaluate(self.forward, self.parameters, self.repeat)
 
 
-def evaluate(forward: Forward, parameters: Parameters, again: Callable[[], AbstractContextManager[None]]) -> Point:
+def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
     """Call ``forward`` once with a graph, watch it, and check what it returns.
 
     Raises:
         TypeError: If ``forward`` returns neither a scalar loss nor a pair ``(loss, outputs)``.
         ValueError: If the loss does not depend on any trainable parameter.
     """
-    leaves = [p.detach().requires_grad_() for p in parameters.tensors]
-    recording = Recording(parameters.tensors, leaves)
-    with torch.enable_grad(), recording:
+    recording = Recording(parameters.tensors)
+    with repeat.closure(), torch.enable_grad(), recording:
         returned = forward()
     loss, outputs = split_return(returned, forward)
     if not loss.requires_grad:
@@ -148,25 +128,37 @@ def evaluate(forward: Forward, parameters: Parameters, again: Callable[[], Abstr
             f"the loss that {_name(forward)} returned has no graph: it was detached, computed under torch.no_grad(), "
             f"or {_UNREACHED}"
         )
-    flat = pytree.tree_leaves(outputs)
-    places = frontier(loss, flat)
-    return Point(forward, again, parameters, leaves, loss, [flat[i] for i in places], places, recording.record)
+    flat = _leaves(outputs)
+    made_loss = [flat[i] for i in frontier(loss, flat)]
+    call = next((c for c in recording.loss_calls if c.result is loss and _on_outputs(c, made_loss)), None)
+    if call is not None:  # without the outputs' graph, which is not its to keep
+        call = call._replace(args=(call.args[0].detach(), *call.args[1:]), result=loss.detach())
+    program = recording.program(loss, made_loss)
+    return Point(forward, repeat, parameters, loss, made_loss, call, program, recording.start)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+def _on_outputs(call: LossCall, outputs: list[Tensor]) -> bool:
+    return len(outputs) == 1 and len(call.args) > 0 and call.args[0] is outputs[0]
 
 
-def _nodes(loss: Tensor) -> Iterator[Any]:
-    """The nodes of a loss's graph."""
-    seen = set()
-    stack = [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            stack.extend(parent for parent, _ in node.next_functions)
+def _leaves(outputs: Any) -> list[Any]:
+    """All leaves of nested outputs; dataclasses are opened too."""
+    leaves = []
+    for leaf in pytree.tree_leaves(outputs):
+        if dataclasses.is_dataclass(leaf) and not inspect.isclass(leaf):
+            leaves += _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        else:
+            leaves.append(leaf)
+    return leaves
+
+
+def _normal(like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=_drawable(like.dtype)).to(like.dtype)
+
+
+def _drawable(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def frontier(loss: Tensor, outputs: Sequence[Any]) -> list[int]:

@@ -1,37 +1,30 @@
-"""Watch a closure run: what it takes from outside, and what makes another run the same program."""
+"""Watch a closure run, and keep what it did as a program that can be run again without it.
+
+The program is the list of torch functions that the closure called on its way from the parameters to loss and outputs.
+Everything else it did (reading values, branching, logging, preparing data) has left its traces in the arguments of
+those calls: as constants, or as tensors that the program takes from outside.
+"""
 
 from __future__ import annotations
 
+import functools
+import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from latephase.parameters import Substitution
+from latephase.curvature.autograd_graph import is_custom, newest_node, parameter_below
+from latephase.curvature.program import Call, External, Parameter, Program, Result, Settings, build, metadata
+from latephase.random_state import rng_state
+from latephase.watching import tensors_in
 
+FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, torch.nn.Module)
 LOSSES = (F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits)
-
-# Functions that take a value out of a tensor into Python.
-READS = {
-    Tensor.item,
-    Tensor.tolist,
-    Tensor.numpy,
-    Tensor.__bool__,
-    Tensor.__float__,
-    Tensor.__int__,
-    Tensor.__index__,
-    Tensor.__complex__,
-    Tensor.__array__,
-    Tensor.__format__,
-    Tensor.__repr__,
-    Tensor.equal,
-    Tensor.allclose,
-    torch.equal,
-    torch.allclose,
-}
 
 
 class LossCall(NamedTuple):
@@ -43,112 +36,127 @@ class LossCall(NamedTuple):
     result: Tensor
 
 
-class Record(NamedTuple):
-    """What a closure did.
+class Recording(TorchFunctionMode):
+    """Keeps every torch function that is called, with its arguments and where their tensors came from.
+
+    Args:
+        parameters: The parameters, P entries in all.
 
     Attributes:
-        fingerprint: Every torch function it called, with all arguments that are not tensors and, for tensors, where
-            they came from. Equal fingerprints mean the same program: whatever Python did with values, shapes or
-            flags either shows in a call or has no influence on the result.
-        externals: Tensors that it took from outside, other than the parameters, in the order of their first use:
-            data, buffers, constants.
-        reads: Values it took out of tensors (``.item()`` and the like), in order.
-        loss_calls: Its calls of known loss functions.
+        loss_calls: The calls of known loss functions.
+        start: The number of the newest node of autograd's graph when the recording began.
     """
 
-    fingerprint: tuple[Any, ...]
-    externals: list[Tensor]
-    reads: list[Any]
-    loss_calls: list[LossCall]
-
-
-class Recording(Substitution):
-    """A :class:`~latephase.parameters.Substitution` that keeps a :class:`Record`."""
-
-    def __init__(self, originals: Sequence[Tensor], substitutes: Sequence[Tensor]) -> None:
-        super().__init__(originals, substitutes)
-        self._calls: list[Any] = []
-        self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._parameters = parameters
+        self._known = {id(p): (weakref.ref(p), Parameter(i, metadata(p))) for i, p in enumerate(parameters)}
+        self._calls: list[Call] = []
         self._results = 0
-        self._externals: list[Tensor] = []
-        self._reads: list[Any] = []
-        self._loss_calls: list[LossCall] = []
-        for i, q in enumerate(substitutes):
-            self._names[id(q)] = (weakref.ref(q), ("parameter", i, *_metadata(q)))
+        self.start = newest_node()
+        self._unseen: str | None = None
+        self.loss_calls: list[LossCall] = []
 
-    @property
-    def record(self) -> Record:
-        """What has been seen so far."""
-        return Record(tuple(self._calls), self._externals, self._reads, self._loss_calls)
+    def program(self, loss: Tensor, outputs: Sequence[Tensor]) -> Program:
+        """What led from the parameters to a loss and outputs."""
+        ends = [self._origin(tensor) for tensor in (loss, *outputs)]
+        return build(self._calls, ends, self._unseen)
 
-    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._calls.append((func, _autocast(), self._key(args), self._key(kwargs)))
-        result = super()._call(func, args, kwargs)
-        for tensor in _tensors(result):
-            self._names[id(tensor)] = (weakref.ref(tensor), ("result", self._results))
-            self._results += 1
-        if func in READS:
-            self._reads.append(result)
-        elif func in LOSSES:
-            self._loss_calls.append(LossCall(func, args, kwargs, result))
+    def __torch_function__(
+        self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = list(tensors_in([args, kwargs]))
+        origins = self._origins(args), self._origins(kwargs)
+        versions = [_version(t) for t in given]
+        stream = None if any(t.requires_grad for t in given) else rng_state(self._parameters[0].device)
+        result = func(*args, **kwargs)
+        results = list(tensors_in(result))
+        written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        if stream is None and _calls_back(args, kwargs):
+            self._unseen = self._unseen or f"{func.__name__} with a Python function"
+        if results or written:
+            self._keep(func, origins, given, results, written, random=stream is not None and self._moved(stream))
+        if func in LOSSES and results and result.requires_grad:
+            self.loss_calls.append(LossCall(func, args, kwargs, result))
         return result
 
-    def _key(self, value: Any) -> Any:
-        """Something hashable that equals the key of an equivalent argument in another run."""
+    def _keep(
+        self, func: Any, origins: Any, given: list[Tensor], results: list[Tensor], written: list[Tensor], random: bool
+    ) -> None:
+        active = torch.is_grad_enabled() and any(t.requires_grad for t in (*results, *written))
+        numbers = tuple(range(self._results, self._results + len(results)))
+        self._calls.append(
+            Call(
+                func,
+                *origins,
+                Settings.now(func),
+                numbers,
+                tuple(metadata(t) for t in results),
+                frozenset(map(_storage, written)),
+                frozenset(map(_storage, (*given, *results))),
+                active,
+                random,
+            )
+        )
+        self._results += len(results)
+        for number, tensor in zip(numbers, results, strict=True):
+            self._known[id(tensor)] = (weakref.ref(tensor), Result(number, tensor.requires_grad))
+
+    def _moved(self, stream: list[Tensor]) -> bool:
+        return not all(map(torch.equal, stream, rng_state(self._parameters[0].device)))
+
+    def _origins(self, value: Any) -> Any:
+        """The same arguments with every tensor replaced by where it came from; no container is shared."""
         if isinstance(value, Tensor):
-            return self._name(value)
-        if isinstance(value, (list, tuple)):
-            return (type(value), *map(self._key, value))
+            return self._origin(value)
+        if type(value) in (list, tuple):
+            return type(value)([self._origins(item) for item in value])
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(self._origins, value))
         if isinstance(value, dict):
-            return (dict, *((key, self._key(item)) for key, item in value.items()))
+            return {key: self._origins(item) for key, item in value.items()}
         if isinstance(value, slice):
-            return (slice, self._key(value.start), self._key(value.stop), self._key(value.step))
-        if hasattr(value, "tobytes"):  # NumPy data become constants of the program
-            return (type(value), str(value.dtype), value.shape, value.tobytes())
-        try:
-            hash(value)
-        except TypeError:
-            return object()  # equal to nothing, so never mistaken for another
-        return (type(value), value)
+            return slice(*map(self._origins, (value.start, value.stop, value.step)))
+        return value
 
-    def _name(self, tensor: Tensor) -> Any:
-        known = self._names.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return known[1]
-        name = ("external", len(self._externals), *_metadata(tensor))
-        self._names[id(tensor)] = (weakref.ref(tensor), name)
-        self._externals.append(tensor)
-        return name
+    def _origin(self, tensor: Tensor) -> Parameter | Result | External:
+        known = self._known.get(id(tensor))
+        origin = known[1] if known is not None and known[0]() is tensor else None
+        if tensor.grad_fn is not None and (origin is None or is_custom(tensor.grad_fn)):
+            self._notice(tensor.grad_fn)
+        if isinstance(origin, Parameter) or (isinstance(origin, Result) and origin.active):
+            return origin
+        return External(tensor, None if origin is None else origin.number, metadata(tensor), _storage(tensor))
 
-
-class Replay(Substitution):
-    """Run the closure again on stand-ins without values: values it reads are those that it read before."""
-
-    def __init__(self, originals: Sequence[Tensor], substitutes: Sequence[Tensor], reads: Sequence[Any]) -> None:
-        super().__init__(originals, substitutes)
-        self._reads = iter(reads)
-
-    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return next(self._reads) if func in READS else super()._call(func, args, kwargs)
+    def _notice(self, node: Any) -> None:
+        """Remember that a tensor has a graph that no recorded call has made."""
+        if node._sequence_nr() > self.start:
+            self._unseen = self._unseen or node.name().removesuffix("Backward")
+        else:
+            refuse_made_before(parameter_below(node, self._parameters))
 
 
-def _metadata(tensor: Tensor) -> tuple[Any, ...]:
-    return (
-        tensor.shape,
-        tensor.stride() if tensor.layout is torch.strided else tensor.layout,
-        tensor.dtype,
-        tensor.device,
-        tensor.requires_grad,
-    )
+def refuse_made_before(p: Tensor | None) -> None:
+    """Raise RuntimeError for a tensor that was computed from the parameter ``p`` before the closure was called."""
+    if p is not None:
+        raise RuntimeError(
+            f"the loss depends on the parameter of shape {tuple(p.shape)} through a tensor that was computed from it "
+            "before the closure was called, which trial points cannot reach; compute everything that depends on "
+            "parameters inside the closure"
+        )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
+def _calls_back(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a Python function is among the arguments of a call: a hook, a distance, …."""
+    return any(isinstance(arg, FUNCTIONS) for arg in (*args, *kwargs.values()))
 
 
-def _autocast() -> tuple[Any, ...]:
-    return tuple(torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _storage(tensor: Tensor) -> int:
+    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)

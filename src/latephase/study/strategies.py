@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from latephase import HessianFree, StepRecord
 from latephase.parameters import Parameters
+from latephase.random_state import rng_state, set_rng_state
 from latephase.study import batches
 from latephase.study.data import Data, Split
 from latephase.study.problems import Problem
 from latephase.study.schedules import Schedule, constant, cosine, plateau, tenth
-from latephase.transaction import rng_state, set_rng_state
 
 
 class Step(NamedTuple):

@@ -7,13 +7,13 @@ from typing import Any, BinaryIO
 
 import torch
 
+from latephase.random_state import rng_state, set_rng_state
 from latephase.study.clock import Clock
 from latephase.study.data import Data
 from latephase.study.evaluation import Point, Quality, evaluate
 from latephase.study.problems import Problem
 from latephase.study.progress import Update
 from latephase.study.strategies import SGD_CONSTANT
-from latephase.transaction import rng_state, set_rng_state
 
 CHECKPOINTS = 10  # equally spaced (Tatzel et al. 2022, Section 3.1)
 POINTS = 400  # most points of a curve between checkpoints: of a training with more epochs not all are evaluated

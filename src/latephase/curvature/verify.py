@@ -1,0 +1,171 @@
+"""Checks of derivatives: each is held against another way to compute the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from latephase.curvature.autograd_graph import custom_functions
+from latephase.curvature.point import Point
+from latephase.curvature.pull_back import partial_derivatives, pull_back
+
+Product = Callable[[list[Tensor]], list[Tensor]]
+
+# No seed that anyone draws weights from: a direction that equals them is special for scale-invariant networks.
+DIRECTION, COTANGENT = 0x6C61746550686173, 0x6570726F62657321
+
+
+class DisagreementError(RuntimeError):
+    """Two ways to compute the same thing gave different results."""
+
+
+def check(
+    point: Point, name: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float | None = None
+) -> None:
+    """Raise :class:`DisagreementError` unless two computations agree, relative to their norm, up to rounding.
+
+    Args:
+        point: Where they were made; its types decide what rounding is.
+        name: What was computed.
+        mine: One result.
+        theirs: The other.
+        tolerance: At least this much is allowed besides that of :func:`rounding`.
+    """
+    # All tensors together: one of them may be zero but for rounding, like the gradient of a bias before BatchNorm.
+    error, size = difference_and_norm(mine, theirs)
+    # Values that are not finite pass: nothing can be said of them, and a step looks for them itself.
+    if error > max(tolerance or 0.0, rounding(point)) * size:
+        raise DisagreementError(f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}")
+
+
+def difference_and_norm(mine: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> tuple[float, float]:
+    """Return ‖mine − theirs‖ and ‖theirs‖; None is zero."""
+    parts = []
+    for a, b in zip(mine, theirs, strict=True):
+        if a is not None or b is not None:
+            one, other = (_real(x) if x is not None else torch.zeros((), device=_device(a, b)) for x in (a, b))
+            parts.append(torch.stack([_norm(one - other), _norm(other)]))
+    norms = torch.stack(parts).square().sum(dim=0).sqrt().tolist() if parts else [0.0, 0.0]
+    return norms[0], norms[1]
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+
+
+def _device(a: Tensor | None, b: Tensor | None) -> torch.device:
+    return next(x.device for x in (a, b) if x is not None)
+
+
+def rounding(point: Point) -> float:
+    """The square root of the coarsest rounding in play, relative: far above rounding, far below an error."""
+    return coarsest(point) ** 0.5
+
+
+def coarsest(point: Point) -> float:
+    """The coarsest machine precision in play."""
+    dtypes = {t.dtype for t in (*point.leaves, *point.outputs) if t.is_floating_point() or t.is_complex()}
+    dtypes.update(dtype for call in point.program.calls for _, dtype in call.settings.autocast)
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    if point.parameters.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        eps = max(eps, 2.0**-10)
+    return eps
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Return ⟨a, b⟩ in float64; complex numbers count as pairs of real ones."""
+    return torch.stack([(_real(x).double() * _real(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def check_transposed(point: Point, jvp: Product, vjp: Product, tolerance: float) -> None:
+    """Hold J against its transpose: ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ for random v and u.
+
+    Where Jᵀ is known to be right this holds for the true J alone. With u near Jv no side is small by chance; the random
+    part of u finds a J that is zero where Jᵀ is not, as by a backward pass without a graph.
+    """
+    v = point.random_direction(DIRECTION)
+    Jv = jvp(v)
+    noise = point.random_outputs(COTANGENT)
+    size, noise_size = float(inner(Jv, Jv)) ** 0.5, float(inner(noise, noise)) ** 0.5
+    scale = 0.5 * size / noise_size if size > 0.0 else 1.0
+    u = [a + (scale * b).to(a.dtype) for a, b in zip(Jv, noise, strict=True)]
+    check(point, "uᵀJv", [inner(u, Jv)], [inner(vjp(u), v)], tolerance)
+
+
+def check_loss_hessian(point: Point, hvp: Product) -> None:
+    """Hold H against differences of the slopes ∂loss/∂outputs, where a custom Function may have no second derivative.
+
+    Between two points on either side of θ the outputs differ by dz and the slopes by about H dz.
+
+    Raises:
+        DisagreementError: If they do not; it names the custom Functions.
+    """
+    names = custom_functions(point.loss)
+    if not names:
+        return
+    (z, slopes), (z_, slopes_) = (_outputs_and_slopes(point, side) for side in (1.0, -1.0))
+    dz, ds = ([a - b for a, b in zip(*pair, strict=True)] for pair in ((z, z_), (slopes, slopes_)))
+    _check_difference(point, "the Hessian of the loss in the outputs", hvp(dz), ds, slopes, names)
+
+
+def check_hessian(point: Point, derivative: Product) -> None:
+    """The same for products with the Hessian of the loss in the parameters, held against differences of gradients."""
+    names = custom_functions(point.loss)
+    if not names:
+        return
+    above, below = (_gradient(point, side) for side in (1.0, -1.0))
+    v = [2.0 * _step_size(point) * d for d in point.random_direction(DIRECTION)]
+    dg = [a - b for a, b in zip(above, below, strict=True)]
+    _check_difference(point, "the Hessian", derivative(v), dg, above, names)
+
+
+def _check_difference(
+    point: Point, what: str, mine: list[Tensor], difference: list[Tensor], size: list[Tensor], names: list[str]
+) -> None:
+    noise = 20.0 * coarsest(point) * float(inner(size, size)) ** 0.5
+    error = [a - b for a, b in zip(mine, difference, strict=True)]
+    off, whole = (float(inner(t, t)) ** 0.5 for t in (error, difference))
+    if off > 0.2 * whole + noise:
+        raise DisagreementError(
+            f"{what} disagrees with differences of first derivatives ({off:.1e} where the norm is {whole:.1e}): the "
+            f"backward pass of {', '.join(names)} has no graph of its own (once_differentiable, or a gradient saved in "
+            "forward); write it with torch operations"
+        )
+
+
+def _outputs_and_slopes(point: Point, side: float) -> tuple[list[Tensor], list[Tensor]]:
+    with _displaced(point, side) as other:
+        slopes = partial_derivatives([other.loss], other.outputs, [torch.ones_like(other.loss)])
+    return [z.detach() for z in other.outputs], [s.detach() for s in slopes]
+
+
+def _gradient(point: Point, side: float) -> list[Tensor]:
+    with _displaced(point, side) as other:
+        return pull_back([other.loss], other.leaves, [torch.ones_like(other.loss)])
+
+
+@contextmanager
+def _displaced(point: Point, side: float) -> Iterator[Point]:
+    """The closure at a point beside θ, for as long as its derivatives are taken."""
+    parameters = point.parameters
+    theta, v = parameters.read(), parameters.join(point.random_direction(DIRECTION))
+    with parameters.at(theta + side * _step_size(point) * v, home=theta):
+        yield point.evaluated_again()
+
+
+def _step_size(point: Point) -> float:
+    """The cube root of the precision, relative to θ, where errors of rounding and of curvature balance."""
+    theta = point.parameters.read()
+    scale = max(float(theta.norm()) / max(point.parameters.numel, 1) ** 0.5, 1e-3)
+    return float(coarsest(point) ** (1.0 / 3.0) * scale)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Without a graph, dense, real (complex numbers as pairs), and at least float32."""
+    dense = tensor.detach()
+    dense = dense.to_dense() if dense.is_sparse else dense
+    dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+    return dense.to(torch.promote_types(dense.dtype, torch.float32))

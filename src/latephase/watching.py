@@ -1,0 +1,212 @@
+"""What a closure may do while a step evaluates it: it differentiates into nothing, and what it writes can be undone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum, auto
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from latephase.random_state import rewind
+
+
+class Kind(Enum):
+    """What a torch function does that an evaluation has to know of."""
+
+    PLAIN = auto()
+    BACKWARD = auto()
+    GRAD_READ = auto()
+    GRAD_WRITE = auto()
+    WRITES_FIRST = auto()
+    REPLACES_DATA = auto()
+    UPDATES_STATISTICS = auto()
+    RENORMS_EMBEDDING = auto()
+
+
+_KINDS: dict[Any, Kind] = {
+    Tensor.backward: Kind.BACKWARD,
+    torch.autograd.backward: Kind.BACKWARD,
+    Tensor.grad.__get__: Kind.GRAD_READ,  # type: ignore[attr-defined]
+    Tensor.grad.__set__: Kind.GRAD_WRITE,  # type: ignore[attr-defined]
+    Tensor.grad.__delete__: Kind.GRAD_WRITE,  # type: ignore[attr-defined]
+    Tensor.data.__set__: Kind.REPLACES_DATA,  # type: ignore[attr-defined]
+    Tensor.__setitem__: Kind.WRITES_FIRST,
+    Tensor.requires_grad_: Kind.PLAIN,
+    F.batch_norm: Kind.UPDATES_STATISTICS,
+    F.instance_norm: Kind.UPDATES_STATISTICS,
+    F.embedding: Kind.RENORMS_EMBEDDING,
+    F.embedding_bag: Kind.RENORMS_EMBEDDING,
+}
+_IN_PLACE_OPERATORS = {
+    f"__i{name}__"
+    for name in (["add", "and", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor"])
+}
+
+
+def kind(function: Any) -> Kind:
+    """What a torch function does."""
+    found = _KINDS.get(function)
+    if found is None:
+        name = getattr(function, "__name__", "")
+        in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+        found = _KINDS[function] = Kind.WRITES_FIRST if in_place else Kind.PLAIN
+    return found
+
+
+class WriteLog:
+    """What was in the storages that a closure wrote to, and where generators stood that it drew from."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
+        self._generators: dict[int, tuple[Any, Callable[[], None]]] = {}
+
+    def before_write(self, tensor: Tensor) -> None:
+        """Keep what a tensor's storage holds. Results with a graph are the closure's own and need no keeping."""
+        if tensor.grad_fn is not None or tensor.layout is not torch.strided or _is_wrapped(tensor):
+            return
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = (storage, storage.clone())
+
+    def before_replacement(self, tensor: Tensor) -> None:
+        """Keep the place where a tensor's data lie."""
+        self._replaced.setdefault(id(tensor), (tensor, tensor.detach()))
+
+    def before_draw(self, generator: Any) -> None:
+        """Keep where a generator stands."""
+        back = rewind(generator)
+        if back is not None:
+            self._generators.setdefault(id(generator), (generator, back))
+
+    def after(self) -> WriteLog:
+        """The same storages, places and generators as they are now."""
+        now = WriteLog()
+        now._storages = {key: (storage, storage.clone()) for key, (storage, _) in self._storages.items()}
+        now._replaced = {key: (tensor, tensor.detach()) for key, (tensor, _) in self._replaced.items()}
+        for generator, _ in self._generators.values():
+            now.before_draw(generator)
+        return now
+
+    def restore(self) -> None:
+        """Put back everything that was kept."""
+        for tensor, data in self._replaced.values():
+            tensor.data = data
+        for storage, values in self._storages.values():
+            storage.copy_(values)  # autograd does not count it, so that graphs kept for products stay valid
+        for _, back in self._generators.values():
+            back()
+
+    def touches(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of the tensors was written to."""
+        return any(id(t) in self._replaced or t.untyped_storage()._cdata in self._storages for t in tensors)
+
+
+class Watch(TorchFunctionMode):
+    """Run a closure as a step's evaluation.
+
+    ``backward`` is skipped and the parameters seem to have no ``.grad``, which lets an ordinary training closure serve
+    as it is: the caller differentiates the loss that it returns. Before a write the log takes what was there.
+
+    Args:
+        parameters: Those the step optimizes.
+        log: Takes what is about to be overwritten.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], log: WriteLog) -> None:
+        super().__init__()
+        self._parameters = {id(p) for p in parameters}
+        self._log = log
+        self.skipped_backward = False
+        self.read_grad_after_backward = False
+
+    def __enter__(self) -> Watch:
+        super().__enter__()
+        # Compiled code would not be seen. It is there only if the compiler has been imported.
+        if "torch._dynamo" in sys.modules:
+            self._eager = torch.compiler.set_stance("force_eager")
+            self._eager.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if hasattr(self, "_eager"):
+            self._eager.__exit__(*exc)
+        super().__exit__(*exc)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        what = kind(func)
+        kwargs = kwargs or {}
+        if what is Kind.BACKWARD:
+            self.skipped_backward = True
+            return None
+        if what in (Kind.GRAD_READ, Kind.GRAD_WRITE) and id(args[0]) in self._parameters:
+            return self._grad(what, args)
+        if what is Kind.REPLACES_DATA:
+            self._log.before_replacement(args[0])
+        else:
+            for tensor in _written(what, args, kwargs):
+                self._log.before_write(tensor)
+        if kwargs.get("generator") is not None:
+            self._log.before_draw(kwargs["generator"])
+        return func(*args, **kwargs)
+
+    def _grad(self, what: Kind, args: tuple[Any, ...]) -> None:
+        """A parameter's ``.grad``, which is None here, and which only None may be assigned to."""
+        if what is Kind.GRAD_READ:
+            self.read_grad_after_backward |= self.skipped_backward
+        elif len(args) > 1 and args[1] is not None:
+            raise RuntimeError(
+                "the closure assigns to the .grad of a parameter, which has no influence here: the step differentiates "
+                "the loss that the closure returns. Return (loss, outputs) and leave .grad alone; a gradient of your "
+                "own goes into opt.step(closure, grad=...)"
+            )
+
+
+def _written(what: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors that a call is going to write to."""
+    if what is Kind.WRITES_FIRST or kwargs.get("inplace"):
+        yield from tensors_in(args[:1])
+    elif what is Kind.UPDATES_STATISTICS:
+        yield from tensors_in([*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")])
+    elif what is Kind.RENORMS_EMBEDDING and _max_norm(args, kwargs) is not None:
+        yield from tensors_in([*args[:2], kwargs.get("weight")])
+    if "out" in kwargs:
+        yield from tensors_in([kwargs["out"]])
+
+
+def _max_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[3] if len(args) > 3 else kwargs.get("max_norm")
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def function_modes() -> list[TorchFunctionMode]:
+    """The modes that are active, the innermost last."""
+    return torch.overrides._get_current_function_mode_stack()
+
+
+def leave_function_modes(depth: int) -> None:
+    """Leave all but the outermost ``depth`` modes: an interrupt can fall while a context is entered or left."""
+    for mode in reversed(function_modes()[depth:]):
+        mode.__exit__(None, None, None)
