@@ -21,6 +21,7 @@ LAYERS = [
     ["study"],
     ["__init__"],  # the public names
     ["optimizer"],
+    ["checkups"],
     ["objective"],
     ["parts"],
     ["curvature"],

@@ -671,7 +671,12 @@ def test_acc_step_test_deterministic() -> None:
         calls.append(1)
         return (1.0 + 0.01 * len(calls)) * mse_loss(outputs, targets)
 
-    with pytest.warns(UserWarning, match="evaluated twice at the same point, these differ: the loss, the gradient"):
+    with (
+        pytest.warns(
+            CurvatureWarning, match="another loss when it was called again"
+        ),  # at first use, without being asked
+        pytest.warns(UserWarning, match="evaluated twice at the same point, these differ: the loss, the gradient"),
+    ):
         problem.opt.acc_step(problem.model, drifting, problem.gradient, test_deterministic=True)
     problem.opt.acc_step(problem.model, drifting, problem.gradient)  # not asked for: no warning
     plain().acc_step(test_deterministic=True)  # nothing to say: no warning

@@ -14,7 +14,7 @@ def is_failed_trial(error: Exception) -> bool:
     A matrix that has no factorisation (``torch.linalg``), or a value that a distribution does not allow
     (``torch.distributions``). Such a trial point counts as infinitely bad.
     """
-    if isinstance(error, torch.linalg.LinAlgError):
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return True
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, ValueError) and bool(frames) and "distributions" in Path(frames[-1].filename).parts

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +23,15 @@ from latephase.checks import (
     positive_fraction,
     positive_integer,
     vector_map,
+)
+from latephase.checkups import (
+    check_deterministic,
+    differing_parts,
+    fingerprint,
+    refuse_cached_parametrizations,
+    refuse_grad_scaler,
+    refuse_several_processes,
+    warn_caller,
 )
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.fisher import diagonal_empirical_fisher
@@ -188,7 +195,7 @@ class HessianFree(torch.optim.Optimizer):
         self._set_warm_start(parameters, path.iterates[path.last] if factor > 0.0 else None)
         return dataclasses.replace(
             record,
-            outcome=Outcome.ACCEPTED if factor > 0.0 else Outcome.NO_DECREASE,
+            outcome=_outcome(factor, unmoved=loss_at.all_equal(loss_0)),
             loss_after=loss,
             next_damping=self.param_groups[0]["damping"],
             reduction_ratio=actual / path.values[-1] if path.values[-1] else None,
@@ -234,12 +241,15 @@ class HessianFree(torch.optim.Optimizer):
         Warns:
             StepUndoneWarning: If a number was not finite. Nothing has changed then; see ``last_step.outcome``.
         """
-        self._refuse_grad_scaler()
+        refuse_grad_scaler(self)
         if forward is not None and closure is not None:
             raise TypeError("forward and closure are two names of one argument; give one of them, not both")
         forward = closure if forward is None else forward
-        if forward is None and self.last_step is None:
-            return None  # Checkpointing tools call a fresh optimizer like this, to make it create its state.
+        if forward is None:
+            self._without_closure()
+            return None
+        if grad is None or mvp is None:
+            refuse_several_processes()
         model_batch = [MicroBatch(function("forward", forward))]
         return self._run(
             M_func,
@@ -284,7 +294,8 @@ class HessianFree(torch.optim.Optimizer):
         Returns:
             The objective on B̄ after the step.
         """
-        self._refuse_grad_scaler()
+        refuse_grad_scaler(self)
+        refuse_several_processes()
         function("model", model)
         function("loss_func", loss_func)
         positive_integer("micro_batches_in_memory", micro_batches_in_memory)
@@ -307,10 +318,20 @@ class HessianFree(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ around a step
 
+    def _without_closure(self) -> None:
+        """Do nothing where a checkpointing tool calls a fresh optimizer to make it create its state; else refuse."""
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if self.last_step is not None or any(bool(g.any()) for g in grads):
+            raise TypeError(
+                "step needs a closure that computes the loss, as it is evaluated several times: opt.step(closure), "
+                "where closure() returns (loss, outputs); gradients in .grad are not used"
+            )
+
     def _run(self, M: Operator | None, test_deterministic: bool, **problem: Any) -> float:
         """Run :meth:`_update` on a problem, all or nothing, and keep its record."""
         start = time.perf_counter()
         boolean("test_deterministic", test_deterministic)
+        refuse_cached_parametrizations()
         for group in self.param_groups:
             self._check_group(group)
         if M is not None:
@@ -324,7 +345,7 @@ class HessianFree(torch.optim.Optimizer):
                 raise _Undone(_nothing_to_do(objective, self))
             if test_deterministic:
                 again = [self._objective(parameters, theta, transaction, **problem) for _ in range(2)]
-                _check_deterministic(*again)
+                check_deterministic(*again)
             record = self._update(objective, M)
             transaction.commit()
             return record
@@ -339,7 +360,7 @@ class HessianFree(torch.optim.Optimizer):
         if self.verbose:
             print(self.last_step)  # noqa: T201
         if record.outcome.undone:
-            _warn(record.outcome.value, StepUndoneWarning)
+            warn_caller(record.outcome.value, StepUndoneWarning)
         return record.loss_after
 
     def _undo(self, parameters: Parameters) -> Callable[[], None]:
@@ -511,66 +532,23 @@ class HessianFree(torch.optim.Optimizer):
             closures: dict[int, Callable[[], Any]] = {}
             made = micro_batches(model, loss_func, batch, reduction, parameters.device, closures)
             problem = {"gradient": made, "curvature": made, "evaluation": made}
-            values.append(_fingerprint(self._objective(parameters, parameters.read(), transaction, **problem)))
+            values.append(fingerprint(self._objective(parameters, parameters.read(), transaction, **problem)))
         transaction.rollback()
-        differing = _differing(*values)
+        differing = differing_parts(*values)
         if differing:
             raise RuntimeError(
                 f"with reduction={reduction!r} the micro-batches do not add up to their union in: "
                 f"{', '.join(differing)}; is it the reduction that loss_func uses, and is the model in eval mode?"
             )
 
-    def _refuse_grad_scaler(self) -> None:
-        if hasattr(self, "found_inf"):
-            for mark in {"found_inf", "grad_scale"} & vars(self).keys():
-                delattr(self, mark)
-            raise RuntimeError(
-                "HessianFree needs no GradScaler, and scaled losses would spoil its damping and line search; "
-                "call opt.step(forward) with the unscaled loss (bfloat16 autocast works without a scaler)"
-            )
+
+def _outcome(factor: float, unmoved: bool) -> Outcome:
+    if factor > 0.0:
+        return Outcome.ACCEPTED
+    return Outcome.EVALUATION_UNMOVED if unmoved else Outcome.NO_DECREASE
 
 
 def _nothing_to_do(objective: Objective, optimizer: HessianFree) -> StepRecord:
     loss = objective.loss(objective.theta)
     damping = float(optimizer.param_groups[0]["damping"])
     return StepRecord(Outcome.NO_PARAMETERS, None, loss, loss, damping, damping, counts=objective.counts)
-
-
-def _check_deterministic(first: Objective, second: Objective) -> None:
-    """Warn if two evaluations of the same problem differ."""
-    differing = _differing(_fingerprint(first), _fingerprint(second))
-    if differing:
-        _warn(
-            f"evaluated twice at the same point, these differ: {', '.join(differing)}. The quadratic model changes "
-            "while it is minimised. A closure must use the same data and the same randomness each time it is called."
-        )
-
-
-def _warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line that called the step, past this module and what PyTorch wraps around ``step``."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"].startswith((__name__, "torch.optim.")):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
-
-
-def _fingerprint(objective: Objective) -> dict[str, Tensor]:
-    """Loss, gradient, and a product with a fixed random vector."""
-    parameters = objective.parameters
-    loss_model, grad = objective.loss_and_grad()
-    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(grad)
-    loss = objective.loss(objective.theta)
-    return {
-        "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64, device="cpu"),
-        "the gradient": grad,
-        "a curvature product": objective.curvature()(v),
-    }
-
-
-def _differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
-    """Names of the quantities that differ by more than the square root of rounding, in relative norm."""
-    return [
-        name
-        for name, a in first.items()
-        if not (a - second[name]).norm() <= torch.finfo(second["the gradient"].dtype).eps ** 0.5 * a.norm()
-    ]

@@ -132,7 +132,7 @@ def _check_apart(tensors: Sequence[Tensor]) -> None:
         if _overlap(members):
             shapes = " and ".join(str(tuple(p.shape)) for p in members)
             raise ValueError(
-                f"parameters of shapes {shapes} share memory without being one tensor (assigned by .data, or expanded?); "
+                f"parameters of shapes {shapes} share memory without being one tensor (by .data, or expanded?); "
                 "tie them by assigning the Parameter itself: b.weight = a.weight"
             )
 

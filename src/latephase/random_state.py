@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -69,13 +70,17 @@ def rewind(generator: Any) -> Callable[[], None] | None:
     """A function that takes a generator of its own back to where it stands now; None for anything else."""
     if isinstance(generator, torch.Generator):
         state = generator.get_state()
-        return lambda: generator.set_state(state) and None
+        return partial(_set_torch_state, generator, state)
     if isinstance(generator, random.Random):
         python_state = generator.getstate()
         return lambda: generator.setstate(python_state)
     if type(generator).__module__.startswith("numpy.random"):
         return _rewind_numpy(generator)
     return None
+
+
+def _set_torch_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def _rewind_numpy(generator: Any) -> Callable[[], None] | None:

@@ -21,6 +21,10 @@ class Outcome(str, Enum):
 
     ACCEPTED = "the step was taken"
     NO_DECREASE = "no step size lowered the loss on the evaluation batch enough; the parameters stay"
+    EVALUATION_UNMOVED = (
+        "the loss on the evaluation batch is the same at every trial point, to the bit: evaluate() does not depend on "
+        "the parameters, or steps have become too small to matter; the parameters stay"
+    )
     NO_DIRECTION = (
         "conjugate gradients found no direction of descent; the parameters stay, and damping grows if it is adapted"
     )

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from latephase.parameters import Parameters
-from latephase.random_state import RandomState, read_random_state, rewind, seed, write_random_state
+from latephase.random_state import RandomState, read_random_state, rewind, seed, set_rng_state, write_random_state
 from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes
 
 # What PyTorch itself keeps in a module's dictionary, as opposed to what its author does.
@@ -151,10 +151,10 @@ class Transaction:
         except (TypeError, AttributeError) as error:
             if watch.read_grad_after_backward:
                 raise RuntimeError(
-                    "the closure edits the .grad of a parameter after backward(), which has no influence here: the step "
-                    "differentiates the loss that the closure returns, and .grad stays None in it. Put the edit into "
-                    "the loss, register a hook on the parameter (p.register_hook), or give the step a gradient of your "
-                    "own: opt.step(closure, grad=...)"
+                    "the closure edits the .grad of a parameter after backward(), which has no influence here: the "
+                    "step differentiates the loss that the closure returns, and .grad stays None in it. Put the edit "
+                    "into the loss, register a hook on the parameter (p.register_hook), or give the step a gradient "
+                    "of your own: opt.step(closure, grad=...)"
                 ) from error
             raise
         finally:
@@ -172,14 +172,14 @@ class Transaction:
         try:
             yield
         finally:
-            write_random_state(self._device, self._start)
+            set_rng_state(self._device, self._start.torch)
 
     def repeat(self, micro_batch: int = 0) -> Repeat:
         """How to repeat the evaluation of a micro-batch."""
         return Repeat(partial(self.evaluation, micro_batch), partial(self.random_numbers, micro_batch))
 
     def _seed(self, micro_batch: int) -> None:
-        write_random_state(self._device, self._start)
+        set_rng_state(self._device, self._start.torch)  # others may have drawn between the evaluations
         if micro_batch > 0:
             seed(self._device, int(torch.randint(2**62, (), device="cpu")) + micro_batch)
 

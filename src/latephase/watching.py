@@ -31,9 +31,9 @@ class Kind(Enum):
 _KINDS: dict[Any, Kind] = {
     Tensor.backward: Kind.BACKWARD,
     torch.autograd.backward: Kind.BACKWARD,
-    Tensor.grad.__get__: Kind.GRAD_READ,  # type: ignore[attr-defined]
-    Tensor.grad.__set__: Kind.GRAD_WRITE,  # type: ignore[attr-defined]
-    Tensor.grad.__delete__: Kind.GRAD_WRITE,  # type: ignore[attr-defined]
+    Tensor.grad.__get__: Kind.GRAD_READ,  # type: ignore[union-attr]
+    Tensor.grad.__set__: Kind.GRAD_WRITE,  # type: ignore[union-attr]
+    Tensor.grad.__delete__: Kind.GRAD_WRITE,  # type: ignore[union-attr]
     Tensor.data.__set__: Kind.REPLACES_DATA,  # type: ignore[attr-defined]
     Tensor.__setitem__: Kind.WRITES_FIRST,
     Tensor.requires_grad_: Kind.PLAIN,
@@ -42,10 +42,8 @@ _KINDS: dict[Any, Kind] = {
     F.embedding: Kind.RENORMS_EMBEDDING,
     F.embedding_bag: Kind.RENORMS_EMBEDDING,
 }
-_IN_PLACE_OPERATORS = {
-    f"__i{name}__"
-    for name in (["add", "and", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor"])
-}
+_OPERATORS = ("add", "and", "floordiv", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
+_IN_PLACE_OPERATORS = {f"__i{name}__" for name in _OPERATORS}
 
 
 def kind(function: Any) -> Kind:

@@ -6,6 +6,7 @@ remembered for the process. It depends on the code alone, never on timings, so a
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from latephase.curvature.autograd_graph import custom_functions
 from latephase.curvature.linearize import Options
 from latephase.curvature.point import Point
+from latephase.curvature.verify import rounding
 
 REMEMBERED_CHOICES = 64
 
@@ -38,6 +40,11 @@ class Remark(str, Enum):
         "the loss also depends on the parameters in a way that does not lead through the outputs that the closure "
         "returned; that part is in the gradient, but not in the GGN. Return everything that the loss is computed from, "
         "and put weight decay into the optimizer"
+    )
+    NOT_REPEATABLE = (
+        "the closure gave another loss when it was called again at the same parameters: it draws data or random "
+        "numbers that a step cannot put back (a data loader, a generator of its own), so that the quadratic model and "
+        "the trial points are of different problems. Draw them before the step"
     )
     NO_CURVATURE = (
         "the loss has no second derivative in the outputs at this point (absolute values, a hinge, Huber far from the "
@@ -191,8 +198,8 @@ def _first_use(
         try:
             build = rung.prepare(point, chosen)
             engine = build(point)
-            remarks = ladder.check(engine, point, chosen)
-        except torch.OutOfMemoryError:
+            remarks = (*ladder.check(engine, point, chosen), *_repeatability(point))
+        except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
             raise
         except Exception as error:
             refusals[name] = _said(error)
@@ -206,6 +213,13 @@ def _first_use(
         + "\nReplace the operation named above by one with a second derivative (EmbeddingBag by Embedding and a sum, "
         "cdist by explicit differences), or give the step your own mvp"
     )
+
+
+def _repeatability(point: Point) -> list[Remark]:
+    """Whether the closure computes the same loss again."""
+    loss, again = (float(one.loss.detach()) for one in (point, point.evaluated_again()))
+    same = abs(again - loss) <= rounding(point) * abs(loss) or not math.isfinite(loss)
+    return [] if same else [Remark.NOT_REPEATABLE]
 
 
 def _said(error: Exception) -> str:

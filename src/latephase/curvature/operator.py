@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -31,10 +33,9 @@ class CurvatureOperator(ABC):
         self._point = point
         self._parameters = point.parameters
         self._options = options
-        self._product_seconds: list[float] = []
-        start = _now(self._parameters.device)
-        self._engine, self._choice = climb(self.LADDER, point, options)
-        self._setup_seconds = _now(self._parameters.device) - start
+        self._setup, self._products = (Stopwatch(self._parameters.device) for _ in range(2))
+        with self._setup.lap():
+            self._engine, self._choice = climb(self.LADDER, point, options)
         self.needs_graph: bool = self._engine.needs_graph
 
     @classmethod
@@ -53,10 +54,9 @@ class CurvatureOperator(ABC):
         lines = [f"products by {self.backend}{self._details()}"]
         lines += [f"not by {rung}: {reason}" for rung, reason in self._choice.refusals.items()]
         lines += [f"note: {remark.value}" for remark in self._choice.remarks]
-        lines.append(f"set-up {self._setup_seconds:.3g} s")
-        if self._product_seconds:
-            mean = sum(self._product_seconds) / len(self._product_seconds)
-            lines.append(f"{len(self._product_seconds)} products, {mean:.3g} s each")
+        lines.append(f"set-up {self._setup.mean:.3g} s")
+        if self._products.laps:
+            lines.append(f"{self._products.laps} products, {self._products.mean:.3g} s each")
         return "\n".join(lines)
 
     def release(self) -> None:
@@ -76,10 +76,8 @@ class CurvatureOperator(ABC):
             )
         if v.dim() == 2:
             return torch.stack([self @ column for column in v.unbind(1)], dim=1)
-        start = time.perf_counter()
-        product = self._parameters.join(self._surely(self._parameters.split(v)))
-        self._product_seconds.append(time.perf_counter() - start)
-        return product
+        with self._products.lap():
+            return self._parameters.join(self._surely(self._parameters.split(v)))
 
     def _surely(self, v: list[Tensor]) -> list[Tensor]:
         """A product; by a lower rung if an engine that passed its checks fails now."""
@@ -100,8 +98,36 @@ class CurvatureOperator(ABC):
         return ""
 
 
-def _now(device: Any) -> float:
-    """The time, once the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+class Stopwatch:
+    """Times what a device does, without waiting for it before somebody asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._laps: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        """Time the block."""
+        start = self._mark()
+        yield
+        self._laps.append((start, self._mark()))
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    @property
+    def laps(self) -> int:
+        """How many blocks were timed."""
+        return len(self._laps)
+
+    @property
+    def mean(self) -> float:
+        """Seconds per block."""
+        if self._device.type != "cuda":
+            return sum(end - start for start, end in self._laps) / self.laps
+        torch.cuda.synchronize(self._device)
+        return sum(start.elapsed_time(end) for start, end in self._laps) / (1000.0 * self.laps)

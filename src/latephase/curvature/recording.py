@@ -50,7 +50,9 @@ class Recording(TorchFunctionMode):
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
         self._parameters = parameters
-        self._known = {id(p): (weakref.ref(p), Parameter(i, metadata(p))) for i, p in enumerate(parameters)}
+        self._known: dict[int, tuple[weakref.ref[Tensor], Parameter | Result]] = {
+            id(p): (weakref.ref(p), Parameter(i, metadata(p))) for i, p in enumerate(parameters)
+        }
         self._calls: list[Call] = []
         self._results = 0
         self.start = newest_node()
@@ -66,19 +68,21 @@ class Recording(TorchFunctionMode):
         self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(tensors_in([args, kwargs]))
-        origins = self._origins(args), self._origins(kwargs)
-        versions = [_version(t) for t in given]
-        stream = None if any(t.requires_grad for t in given) else rng_state(self._parameters[0].device)
+        with torch._C.DisableTorchFunction():  # what is asked here, nobody needs to see
+            given = list(tensors_in([args, kwargs]))
+            origins = self._origins(args), self._origins(kwargs)
+            versions = [_version(t) for t in given]
+            stream = None if any(t.requires_grad for t in given) else rng_state(self._parameters[0].device)
         result = func(*args, **kwargs)
-        results = list(tensors_in(result))
-        written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
-        if stream is None and _calls_back(args, kwargs):
-            self._unseen = self._unseen or f"{func.__name__} with a Python function"
-        if results or written:
-            self._keep(func, origins, given, results, written, random=stream is not None and self._moved(stream))
-        if func in LOSSES and results and result.requires_grad:
-            self.loss_calls.append(LossCall(func, args, kwargs, result))
+        with torch._C.DisableTorchFunction():
+            results = list(tensors_in(result))
+            written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+            if stream is None and _calls_back(args, kwargs):
+                self._unseen = self._unseen or f"{func.__name__} with a Python function"
+            if results or written:
+                self._keep(func, origins, given, results, written, random=stream is not None and self._moved(stream))
+            if func in LOSSES and results and result.requires_grad:
+                self.loss_calls.append(LossCall(func, args, kwargs, result))
         return result
 
     def _keep(
@@ -89,7 +93,8 @@ class Recording(TorchFunctionMode):
         self._calls.append(
             Call(
                 func,
-                *origins,
+                origins[0],
+                origins[1],
                 Settings.now(func),
                 numbers,
                 tuple(metadata(t) for t in results),

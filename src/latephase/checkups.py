@@ -1,0 +1,85 @@
+"""What is checked around a step: circumstances that would spoil it in silence, and closures that do not repeat."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from latephase.objective import Objective
+
+AROUND_A_STEP = ("latephase.optimizer", "latephase.checkups", "latephase.transaction", "torch.optim.")
+
+
+def refuse_grad_scaler(optimizer: torch.optim.Optimizer) -> None:
+    """Raise RuntimeError if a GradScaler calls the step."""
+    if hasattr(optimizer, "found_inf"):
+        for mark in {"found_inf", "grad_scale"} & vars(optimizer).keys():
+            delattr(optimizer, mark)
+        raise RuntimeError(
+            "HessianFree needs no GradScaler, and scaled losses would spoil its damping and line search; "
+            "call opt.step(forward) with the unscaled loss (bfloat16 autocast works without a scaler)"
+        )
+
+
+def refuse_several_processes() -> None:
+    """Raise RuntimeError if this process is one of several, each of which would go its own way."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise RuntimeError(
+            f"torch.distributed runs {distributed.get_world_size()} processes, and losses, gradients and products are "
+            "not averaged over them here, so that their models would part. Take the steps in one process, or give "
+            "step() a grad and an mvp of your own, and an evaluate, that are all averaged over the processes"
+        )
+
+
+def refuse_cached_parametrizations() -> None:
+    """Raise RuntimeError within ``parametrize.cached()``, where trial points would see the weights of another."""
+    if parametrize._cache_enabled:
+        raise RuntimeError(
+            "a step within torch.nn.utils.parametrize.cached() would judge every trial point by the cached weights of "
+            "the first; use cached() inside the closure"
+        )
+
+
+def check_deterministic(first: Objective, second: Objective) -> None:
+    """Warn if two evaluations of the same problem differ."""
+    differing = differing_parts(fingerprint(first), fingerprint(second))
+    if differing:
+        warn_caller(
+            f"evaluated twice at the same point, these differ: {', '.join(differing)}. The quadratic model changes "
+            "while it is minimised. A closure must use the same data and the same randomness each time it is called."
+        )
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the step, past this package's own modules and what PyTorch wraps around ``step``."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].startswith(AROUND_A_STEP):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def fingerprint(objective: Objective) -> dict[str, Tensor]:
+    """Loss, gradient, and a product with a fixed random vector."""
+    parameters = objective.parameters
+    loss_model, grad = objective.loss_and_grad()
+    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(grad)
+    loss = objective.loss(objective.theta)
+    return {
+        "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64, device="cpu"),
+        "the gradient": grad,
+        "a curvature product": objective.curvature()(v),
+    }
+
+
+def differing_parts(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+    """Names of the quantities that differ by more than the square root of rounding, in relative norm."""
+    return [
+        name
+        for name, a in first.items()
+        if not (a - second[name]).norm() <= torch.finfo(second["the gradient"].dtype).eps ** 0.5 * a.norm()
+    ]
