@@ -39,9 +39,14 @@ class _Buffer:
         self._values = None if self._tensor is None else self._tensor.detach().clone()
         self._version = _version(self._tensor)
 
+    @property
+    def changed(self) -> bool:
+        """Whether the tensor was written to since, or may have been."""
+        return self._tensor is not None and (self._version is None or self._tensor._version != self._version)
+
     def restore(self) -> None:
         """Put the tensor back into its place, and its values into the tensor if it was written to since."""
-        if self._tensor is not None and (self._version is None or self._tensor._version != self._version):
+        if self.changed:
             self._copy()
         self._place()
 
@@ -68,6 +73,8 @@ class _Attributes:
         self._values = {name: value for name, value in vars(module).items() if name not in _PYTORCHS_OWN}
         self._rewinds = [back for value in self._values.values() if (back := rewind(value)) is not None]
 
+    changed = False  # no backward pass reads an attribute
+
     def restore(self) -> None:
         """Put every attribute back, and every generator among them."""
         now = vars(self.module)
@@ -82,13 +89,45 @@ class _Attributes:
     enforce = restore
 
 
-class _After(NamedTuple):
-    """What the first evaluation left; θ where it wrote to the parameters."""
+class Left:
+    """What an evaluation left behind: in the modules and tensors, in the random numbers, and θ if it wrote to it."""
 
-    random_state: RandomState
-    modules: list[_Buffer | _Attributes]
-    writes: WriteLog
-    theta: Tensor | None
+    def __init__(self, random_state: RandomState, modules: list[_Buffer | _Attributes], writes: WriteLog) -> None:
+        self.random_state = random_state
+        self._modules = modules
+        self._writes = writes
+        self.theta: Tensor | None = None
+
+    def enforce(self) -> None:
+        """Put it back into modules and tensors."""
+        self._writes.restore()
+        for one in self._modules:
+            one.enforce()
+
+
+class Evaluation:
+    """One evaluation of a closure that is over, and undone; the graph that it built may still be used.
+
+    A backward pass reads what the closure saved. Where that lies in tensors that were there before and that the closure
+    wrote to (running statistics, say), it has to see them as the closure left them.
+    """
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self.left: Left | None = None
+
+    @contextmanager
+    def as_left(self) -> Iterator[None]:
+        """Let tensors hold what the evaluation left in them."""
+        if self.left is None:
+            yield
+            return
+        before = self._transaction.now()
+        self.left.enforce()
+        try:
+            yield
+        finally:
+            before.enforce()
 
 
 class Repeat(NamedTuple):
@@ -100,7 +139,7 @@ class Repeat(NamedTuple):
         draws: A context for what draws the same random numbers in its stead.
     """
 
-    closure: Callable[[], AbstractContextManager[None]]
+    closure: Callable[[], AbstractContextManager[Evaluation]]
     draws: Callable[[], AbstractContextManager[None]]
 
 
@@ -124,11 +163,11 @@ class Transaction:
         self._found: list[_Buffer | _Attributes] = []
         self._seen: set[nn.Module] = set()
         self._writes = WriteLog()
-        self._after: _After | None = None
+        self._after: Left | None = None
         self._hook: RemovableHandle | None = None
 
     @contextmanager
-    def evaluation(self, micro_batch: int = 0) -> Iterator[None]:
+    def evaluation(self, micro_batch: int = 0) -> Iterator[Evaluation]:
         """Run one evaluation of the network.
 
         Args:
@@ -144,10 +183,10 @@ class Transaction:
         versions = [p._version for p in self._parameters.tensors]
         watch = Watch(self._parameters.tensors, self._writes)
         self._hook = register_module_forward_pre_hook(self._remember)
-        first = self._after is None
+        first, evaluation = self._after is None, Evaluation(self)
         try:
             with watch:
-                yield
+                yield evaluation
         except (TypeError, AttributeError) as error:
             if watch.read_grad_after_backward:
                 raise RuntimeError(
@@ -159,8 +198,11 @@ class Transaction:
             raise
         finally:
             written = self._parameters_written(versions)
+            if self._writes or any(one.changed for one in self._found):
+                evaluation.left = self.now()
             if first:
-                self._after = self._now(self._parameters.read() if written else None)
+                self._after = evaluation.left or self.now()
+                self._after.theta = self._parameters.read() if written else None
             self.rollback()
         if first and written:
             raise ParametersWrittenError
@@ -202,18 +244,17 @@ class Transaction:
         """Leave everything as the first evaluation left it."""
         if self._after is not None:
             write_random_state(self._device, self._after.random_state)
-            self._after.writes.restore()
+            self._after.enforce()
             if self._after.theta is not None:
                 self._parameters.put(self._after.theta)
-            for one in self._after.modules:
-                one.enforce()
 
-    def _now(self, theta: Tensor | None) -> _After:
+    def now(self) -> Left:
+        """What there is now of all that the evaluations changed so far."""
         again = [
             _Buffer(one.module, one.name) if isinstance(one, _Buffer) else _Attributes(one.module)
             for one in self._found
         ]
-        return _After(read_random_state(self._device), again, self._writes.after(), theta)
+        return Left(read_random_state(self._device), again, self._writes.after())
 
     def _parameters_written(self, versions: list[int]) -> bool:
         tensors = self._parameters.tensors

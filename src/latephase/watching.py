@@ -57,24 +57,28 @@ def kind(function: Any) -> Kind:
 
 
 class WriteLog:
-    """What was in the storages that a closure wrote to, and where generators stood that it drew from."""
+    """What lay where a closure wrote to tensors from outside, and where generators stood that it drew from."""
 
     def __init__(self) -> None:
-        self._storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        # A place is a storage, where in it a tensor begins, and how far it reaches. Last in, first put back.
+        self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._generators: dict[int, tuple[Any, Callable[[], None]]] = {}
 
     def before_write(self, tensor: Tensor) -> None:
-        """Keep what a tensor's storage holds. Results with a graph are the closure's own and need no keeping."""
-        if tensor.grad_fn is not None or tensor.layout is not torch.strided or _is_wrapped(tensor):
+        """Keep the values of a tensor."""
+        if tensor.layout is not torch.strided or _is_wrapped(tensor):
             return
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._storages:
-            self._storages[storage._cdata] = (storage, storage.clone())
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        place = storage_of(tensor), int(tensor.storage_offset()), reach
+        if place not in self._places and tensor.numel() > 0:
+            # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
+            values = tensor.data.as_strided((reach,), (1,), tensor.storage_offset())
+            self._places[place] = (values, values.clone())
 
     def before_replacement(self, tensor: Tensor) -> None:
         """Keep the place where a tensor's data lie."""
-        self._replaced.setdefault(id(tensor), (tensor, tensor.detach()))
+        self._replaced.setdefault(id(tensor), (tensor, tensor.data))
 
     def before_draw(self, generator: Any) -> None:
         """Keep where a generator stands."""
@@ -83,10 +87,10 @@ class WriteLog:
             self._generators.setdefault(id(generator), (generator, back))
 
     def after(self) -> WriteLog:
-        """The same storages, places and generators as they are now."""
+        """The same places and generators as they are now."""
         now = WriteLog()
-        now._storages = {key: (storage, storage.clone()) for key, (storage, _) in self._storages.items()}
-        now._replaced = {key: (tensor, tensor.detach()) for key, (tensor, _) in self._replaced.items()}
+        now._places = {place: (values, values.clone()) for place, (values, _) in self._places.items()}
+        now._replaced = {key: (tensor, tensor.data) for key, (tensor, _) in self._replaced.items()}
         for generator, _ in self._generators.values():
             now.before_draw(generator)
         return now
@@ -95,14 +99,18 @@ class WriteLog:
         """Put back everything that was kept."""
         for tensor, data in self._replaced.values():
             tensor.data = data
-        for storage, values in self._storages.values():
-            storage.copy_(values)  # autograd does not count it, so that graphs kept for products stay valid
+        for values, before in reversed(self._places.values()):
+            values.copy_(before)
         for _, back in self._generators.values():
             back()
 
     def touches(self, tensors: Iterable[Tensor]) -> bool:
         """Whether one of the tensors was written to."""
-        return any(id(t) in self._replaced or t.untyped_storage()._cdata in self._storages for t in tensors)
+        storages = {storage for storage, *_ in self._places}
+        return bool(self) and any(id(t) in self._replaced or storage_of(t) in storages for t in tensors)
+
+    def __bool__(self) -> bool:
+        return bool(self._places or self._replaced)
 
 
 class Watch(TorchFunctionMode):
@@ -120,6 +128,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._parameters = {id(p) for p in parameters}
         self._log = log
+        self._new: set[int | None] = {None}
         self.skipped_backward = False
         self.read_grad_after_backward = False
 
@@ -150,10 +159,25 @@ class Watch(TorchFunctionMode):
             self._log.before_replacement(args[0])
         else:
             for tensor in _written(what, args, kwargs):
-                self._log.before_write(tensor)
+                if self._is_from_outside(tensor):
+                    self._log.before_write(tensor)
         if kwargs.get("generator") is not None:
             self._log.before_draw(kwargs["generator"])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._notice_new(result, args)
+        return result
+
+    def _is_from_outside(self, tensor: Tensor) -> bool:
+        """Whether a tensor was there before the closure was called; its own results are its own affair."""
+        return tensor.grad_fn is None and _storage_or_none(tensor) not in self._new
+
+    def _notice_new(self, result: Any, args: tuple[Any, ...]) -> None:
+        """Remember the storages of results that are no views of what was there before; those with a graph are none."""
+        for tensor in tensors_in(result):
+            if not tensor.requires_grad and not tensor._is_view():
+                storage = _storage_or_none(tensor)
+                if storage not in {_storage_or_none(given) for given in tensors_in(args)}:
+                    self._new.add(storage)
 
     def _grad(self, what: Kind, args: tuple[Any, ...]) -> None:
         """A parameter's ``.grad``, which is None here, and which only None may be assigned to."""
@@ -193,6 +217,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that two tensors share if their values lie in the same memory, for as long as one of them lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _storage_or_none(tensor: Tensor) -> int | None:
+    return None if tensor.layout is not torch.strided or _is_wrapped(tensor) else storage_of(tensor)
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

@@ -13,7 +13,6 @@ from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Option
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Point
-from latephase.curvature.pull_back import pull_back
 from latephase.curvature.verify import (
     COTANGENT,
     check,
@@ -60,7 +59,7 @@ class GGN(CurvatureOperator):
 
 def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> tuple[Remark, ...]:
     """Hold an engine against reverse differentiation of the closure, as the gradient uses it."""
-    theirs = pull_back(point.outputs, point.leaves, engine.slopes)
+    theirs = point.pull_back(engine.slopes)
     if not engine.needs_graph:
         check(point, "Jᵀu", engine.vjp(engine.slopes), theirs, _tolerance(options))
     check_transposed(point, engine.jvp, engine.vjp, _tolerance(options))
@@ -82,7 +81,7 @@ def _check_again(engine: Linearization | DoubleBackward, point: Point, choice: C
     if engine.needs_graph or point.gradient_pieces is None:
         return
     if Remark.PAST_OUTPUTS in choice.remarks:
-        theirs = pull_back(point.outputs, point.leaves, engine.slopes)
+        theirs = point.pull_back(engine.slopes)
     else:
         theirs = [
             torch.zeros_like(p) if g is None else g for p, g in zip(point.leaves, point.gradient_pieces, strict=True)

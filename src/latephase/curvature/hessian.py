@@ -33,15 +33,17 @@ class GradientGraph:
     needs_graph = True
 
     def __init__(self, point: Point) -> None:
-        self._leaves = point.leaves
-        self._grads = pull_back([point.loss], point.leaves, [torch.ones_like(point.loss)], create_graph=True)
+        self._leaves, self._as_left = point.leaves, point.evaluation.as_left
+        with self._as_left():
+            self._grads = pull_back([point.loss], point.leaves, [torch.ones_like(point.loss)], create_graph=True)
 
     def release(self) -> None:
         """Nothing to let go of: without its graph there is no product."""
 
     def derivative(self, v: list[Tensor]) -> list[Tensor]:
         """The gradient's derivative along v: the Hessian times v."""
-        return pull_back(self._grads, self._leaves, v)
+        with self._as_left():
+            return pull_back(self._grads, self._leaves, v)
 
 
 def _check(engine: GradientGraph, point: Point, options: Options) -> tuple[Remark, ...]:

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from latephase.curvature.autograd_graph import has_reentrant_checkpoint, parameter_made_use_of_before
 from latephase.curvature.program import Program
+from latephase.curvature.pull_back import pull_back
 from latephase.curvature.recording import LossCall, Recording, refuse_made_before
 from latephase.parameters import Parameters
-from latephase.transaction import Repeat
+from latephase.transaction import Evaluation, Repeat
 
 Forward = Callable[[], Any]
 
@@ -36,6 +37,7 @@ class Point:
         loss_call: The call of a known loss function on the outputs that made the loss, if that is how it was made.
         program: What the closure did.
         first_node: Nodes of the graph up to this number are older than the closure's call.
+        evaluation: The closure's call; its graph is to be used within ``evaluation.as_left()``.
         has_graph: Whether loss and outputs have their graph.
         gradient_pieces: The loss's gradient in the parameters' shapes, once :meth:`gradient` has computed it.
     """
@@ -48,6 +50,7 @@ class Point:
     loss_call: LossCall | None
     program: Program
     first_node: int
+    evaluation: Evaluation
     has_graph: bool = True
     gradient_pieces: list[Tensor | None] | None = None
 
@@ -62,7 +65,7 @@ class Point:
         Raises:
             ValueError: If the loss uses no parameter at all.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), self.evaluation.as_left():
             grads = torch.autograd.grad(self.loss, self.leaves, retain_graph=retain_graph, allow_unused=True)
         unused = [grad is None for grad in grads]
         if any(unused):
@@ -73,6 +76,11 @@ class Point:
         if not retain_graph:
             self.drop_graph()
         return self.parameters.join(grads)
+
+    def pull_back(self, cotangents: list[Tensor]) -> list[Tensor]:
+        """Jᵀu by the point's graph, for u shaped like the outputs."""
+        with self.evaluation.as_left():
+            return pull_back(self.outputs, self.leaves, cotangents)
 
     def refuse_reentrant_checkpoints(self) -> None:
         """Raise RuntimeError if the graph has a node that lets no gradient through, and does not say so."""
@@ -105,7 +113,7 @@ class Point:
         if not self.has_graph:
             fresh = self.evaluated_again()
             self.loss, self.outputs, self.program = fresh.loss, fresh.outputs, fresh.program
-            self.first_node, self.has_graph = fresh.first_node, True
+            self.first_node, self.evaluation, self.has_graph = fresh.first_node, fresh.evaluation, True
 
     def evaluated_again(self) -> Point:
         """The closure at the parameters' present values, which may be others than this point's."""
@@ -120,7 +128,7 @@ def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
         ValueError: If the loss does not depend on any trainable parameter.
     """
     recording = Recording(parameters.tensors)
-    with repeat.closure(), torch.enable_grad(), recording:
+    with repeat.closure() as evaluation, torch.enable_grad(), recording:
         returned = forward()
     loss, outputs = split_return(returned, forward)
     if not loss.requires_grad:
@@ -134,7 +142,7 @@ def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
     if call is not None:  # without the outputs' graph, which is not its to keep
         call = call._replace(args=(call.args[0].detach(), *call.args[1:]), result=loss.detach())
     program = recording.program(loss, made_loss)
-    return Point(forward, repeat, parameters, loss, made_loss, call, program, recording.start)
+    return Point(forward, repeat, parameters, loss, made_loss, call, program, recording.start, evaluation)
 
 
 def _on_outputs(call: LossCall, outputs: list[Tensor]) -> bool:
@@ -166,12 +174,10 @@ def frontier(loss: Tensor, outputs: Sequence[Any]) -> list[int]:
 
     A model may return intermediate results beside its predictions; they are not what J and H are about.
     """
-    edges = {
-        (z.grad_fn, z.output_nr): i for i, z in enumerate(outputs) if isinstance(z, Tensor) and z.grad_fn is not None
-    }
+    edges = {_edge(z): i for i, z in enumerate(outputs) if isinstance(z, Tensor) and z.requires_grad}
     found: set[int] = set()
     seen = set()
-    stack = [(loss.grad_fn, loss.output_nr)]
+    stack = [_edge(loss)]
     while stack and edges:
         edge = stack.pop()
         if edge in edges:
@@ -180,6 +186,14 @@ def frontier(loss: Tensor, outputs: Sequence[Any]) -> list[int]:
             seen.add(edge[0])
             stack.extend(edge[0].next_functions)
     return sorted(found)
+
+
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    """A tensor's place in the graph; for a parameter that is returned as it is, that of its leaf."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
+    with torch.enable_grad():
+        return tensor.view_as(tensor).grad_fn.next_functions[0]  # type: ignore[union-attr]
 
 
 def split_return(returned: Any, forward: Forward) -> tuple[Tensor, Any]:

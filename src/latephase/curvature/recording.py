@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from latephase.curvature.autograd_graph import is_custom, newest_node, parameter_below
 from latephase.curvature.program import Call, External, Parameter, Program, Result, Settings, build, metadata
 from latephase.random_state import rng_state
-from latephase.watching import tensors_in
+from latephase.watching import storage_of, tensors_in
 
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, torch.nn.Module)
 LOSSES = (F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits)
@@ -162,6 +162,5 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _storage(tensor: Tensor) -> int:
-    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return id(tensor)
-    return int(tensor.untyped_storage()._cdata)
+    plain = tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return storage_of(tensor) if plain else id(tensor)

@@ -131,15 +131,16 @@ def _check_difference(
     if off > 0.2 * whole + noise:
         raise DisagreementError(
             f"{what} disagrees with differences of first derivatives ({off:.1e} where the norm is {whole:.1e}): the "
-            f"backward pass of {', '.join(names)} has no graph of its own (once_differentiable, or a gradient saved in "
-            "forward); write it with torch operations"
+            f"backward pass of {', '.join(names)} may have no graph of its own (once_differentiable, or a gradient "
+            "saved in forward; write it with torch operations), or compute something else than a derivative"
         )
 
 
 def _outputs_and_slopes(point: Point, side: float) -> tuple[list[Tensor], list[Tensor]]:
     with _displaced(point, side) as other:
         slopes = partial_derivatives([other.loss], other.outputs, [torch.ones_like(other.loss)])
-    return [z.detach() for z in other.outputs], [s.detach() for s in slopes]
+    # Copies: an output may be a parameter, which is about to go back.
+    return [z.detach().clone() for z in other.outputs], [s.detach() for s in slopes]
 
 
 def _gradient(point: Point, side: float) -> list[Tensor]:
@@ -153,7 +154,9 @@ def _displaced(point: Point, side: float) -> Iterator[Point]:
     parameters = point.parameters
     theta, v = parameters.read(), parameters.join(point.random_direction(DIRECTION))
     with parameters.at(theta + side * _step_size(point) * v, home=theta):
-        yield point.evaluated_again()
+        other = point.evaluated_again()
+        with other.evaluation.as_left():
+            yield other
 
 
 def _step_size(point: Point) -> float:
