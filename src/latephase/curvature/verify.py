@@ -139,8 +139,8 @@ def _check_difference(
 def _outputs_and_slopes(point: Point, side: float) -> tuple[list[Tensor], list[Tensor]]:
     with _displaced(point, side) as other:
         slopes = partial_derivatives([other.loss], other.outputs, [torch.ones_like(other.loss)])
-    # Copies: an output may be a parameter, which is about to go back.
-    return [z.detach().clone() for z in other.outputs], [s.detach() for s in slopes]
+        # Copies: an output may be a parameter, which is about to go back.
+        return [z.detach().clone() for z in other.outputs], [s.detach() for s in slopes]
 
 
 def _gradient(point: Point, side: float) -> list[Tensor]:
