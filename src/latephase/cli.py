@@ -19,10 +19,12 @@ from latephase.study.engines import Engine, RayEngine, local_engine
 from latephase.study.experiments import Place, describe, load_problem_data, run_configs, training_config
 from latephase.study.figures import demo_figure, save, save_all
 from latephase.study.problems import PROBLEMS
+from latephase.study.problems.check import ProblemError
 from latephase.study.progress import Reporter
 from latephase.study.report import write_report
 from latephase.study.results import Results, load_results
 from latephase.study.store import Config, Store, StoreError, identify
+from latephase.study.threads import threads
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
@@ -241,9 +243,10 @@ class _Command:
         """Make sure of a complete training, and return its name."""
         with _blaming("PROBLEM", ValueError):
             config = training_config(problem, epochs=epochs, seed=seed, device=self._place.device)
-        with _blaming("--data-dir", DataError):
+        with _blaming("--data-dir", DataError), _blaming("PROBLEM", ProblemError):
             chosen, _ = load_problem_data(config, self._place)
-        size = sum(t.nbytes for t in chosen.build_model().state_dict().values())
+        with threads(None):
+            size = sum(t.nbytes for t in chosen.build_model().state_dict().values())
         with _blaming("--out", StoreError):
             self._store.prepare(needed=12 * size)
         training = identify(config)
@@ -268,7 +271,7 @@ class _Command:
         with _blaming("--budget", ValueError):
             allowed = Budget.parse(budget)
         for training in trainings:
-            with _blaming("--data-dir", DataError):
+            with _blaming("--data-dir", DataError), _blaming("the training's problem", ProblemError):
                 load_problem_data(self._store.config(training), self._place)
             with _blaming("--checkpoint or --strategies", ValueError):
                 configs += run_configs(

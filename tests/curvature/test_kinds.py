@@ -228,6 +228,40 @@ class MixtureOfExperts(nn.Module):
         return torch.where(gate.argmax(-1, keepdim=True) == 0, gate[:, :1] * self.a(x), gate[:, 1:] * self.b(x))
 
 
+class LowRank(nn.Module):
+    """A frozen layer with a trained correction of low rank, between frozen normalisations."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = frozen(nn.LayerNorm(6)), frozen(nn.LayerNorm(6))
+        self.layer, self.out = frozen(nn.Linear(6, 6)), frozen(nn.Linear(6, C))
+        self.a, self.b = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, x):
+        h = self.before(x)
+        return self.out(self.after(torch.tanh(self.layer(h) + h @ self.a.T @ self.b.T)))
+
+
+class Modulated(nn.Module):
+    """A normalisation whose affine parameters come from elsewhere, one of them trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shift, self.out = nn.Linear(6, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, C)
+        self.register_buffer("scale", torch.rand(6) + 0.5)
+
+    def forward(self, x):
+        return self.out(torch.tanh(F.layer_norm(self.first(x), (6,), weight=self.scale, bias=self.shift)))
+
+
+def frozen(module, but=""):
+    for name, p in module.named_parameters():
+        with torch.no_grad():
+            p.uniform_(0.5, 1.5)
+        p.requires_grad_(name == but)
+    return module
+
+
 def mlp(*between):
     return nn.Sequential(nn.Linear(6, 6), *(between or (nn.Tanh(),)), nn.Linear(6, C))
 
@@ -286,6 +320,20 @@ KINDS = [
     Kind("dropout, train", lambda: mlp(nn.Tanh(), nn.Dropout(0.5)), vectors, training=True),
     Kind("dropout of channels, train", lambda: convolutional(nn.Dropout2d(0.5)), images, training=True),
     Kind("random numbers", Noisy, vectors),
+    Kind("frozen LayerNorm", lambda: mlp(frozen(nn.LayerNorm(6)), nn.Tanh()), vectors),
+    Kind("LayerNorm, bias trained", lambda: mlp(frozen(nn.LayerNorm(6), but="bias"), nn.Tanh()), vectors),
+    Kind("frozen RMSNorm", lambda: mlp(frozen(nn.RMSNorm(6))), vectors),
+    Kind("frozen BatchNorm, eval", lambda: convolutional(frozen(nn.BatchNorm2d(4)), nn.ReLU()), images),
+    Kind("frozen BatchNorm, train", lambda: convolutional(frozen(nn.BatchNorm2d(4))), images, training=True),
+    Kind("frozen GroupNorm", lambda: convolutional(frozen(nn.GroupNorm(2, 4)), nn.GELU()), images),
+    Kind("frozen InstanceNorm", lambda: convolutional(frozen(nn.InstanceNorm2d(4, affine=True))), images),
+    Kind(
+        "LayerNorm behind a frozen layer",
+        lambda: nn.Sequential(frozen(nn.Linear(6, 6)), *mlp(nn.LayerNorm(6))),
+        vectors,
+    ),
+    Kind("LoRA", LowRank, vectors),
+    Kind("FiLM", Modulated, vectors),
     Kind("embedding", lambda: nn.Sequential(nn.Embedding(10, 6), Sequence(nn.Identity())), tokens),
     Kind("sparse embedding", lambda: nn.Sequential(nn.Embedding(10, 6, sparse=True), Sequence(nn.Identity())), tokens),
     Kind("LSTM", lambda: Sequence(nn.LSTM(6, 6, batch_first=True)), sequences),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latephase.curvature.double_backward import DoubleBackward
-from latephase.curvature.ladder import Builder, Choice, Ladder, Remark, Rung, math_kernels
+from latephase.curvature.ladder import Builder, Choice, CurvatureError, Ladder, Remark, Rung, math_kernels
 from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, trace
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.operator import CurvatureOperator
@@ -19,6 +19,7 @@ from latephase.curvature.verify import (
     check_loss_hessian,
     check_transposed,
     difference_and_norm,
+    inner,
     rounding,
 )
 
@@ -45,12 +46,29 @@ class GGN(CurvatureOperator):
                 'from the closure, and compute the loss from these very tensors; curvature_opt="hessian" needs the '
                 "loss alone"
             )
+        if any(z._backward_hooks for z in point.outputs):
+            raise CurvatureError(
+                "an output has a gradient hook, so that it is not clear on which side of it the GGN's two factors "
+                "meet; return what the hooked tensor was computed from, or register the hook further inside"
+            )
         self._closed_form = closed_form(point.loss_call, point.outputs[0].detach())
         super().__init__(point, options)
 
     def _product(self, v: list[Tensor]) -> list[Tensor]:
         Jv = self._engine.jvp(v)
+        if not self._products.laps:
+            self._hold_against_gradient(v, Jv)
         return self._engine.vjp(self._engine.hvp(Jv) if self._closed_form is None else [self._closed_form(Jv[0])])
+
+    def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
+        """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""
+        g = self._point.gradient_pieces
+        if g is not None and Remark.PAST_OUTPUTS not in self._choice.remarks:
+            known = [(one, piece) for one, piece in zip(v, g, strict=True) if piece is not None]
+            pairs = [inner(self._engine.slopes, Jv), inner([a for a, _ in known], [b for _, b in known])]
+            size = inner(v, v).sqrt() * inner([b for _, b in known], [b for _, b in known]).sqrt()
+            tolerance = _tolerance(self._choice.options)
+            check(self._point, "the derivative along v", [2.0 * size + pairs[0]], [2.0 * size + pairs[1]], tolerance)
 
     def _details(self) -> str:
         by = "automatic differentiation" if self._closed_form is None else "closed form"

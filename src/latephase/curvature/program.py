@@ -284,8 +284,17 @@ def replay(
         kwargs = {name: mapped(arg, beside if name in names else value) for name, arg in call.kwargs.items()}
         with call.settings.entered():
             returned = call.function(*args, **kwargs)
+            if call.function is F.embedding:
+                returned = _padded(returned, *args, **kwargs)
         results.update(zip(call.results, tensors_in(returned), strict=True))
     return [value(end) for end in program.ends]
+
+
+def _padded(embedded: Tensor, indices: Tensor, weight: Tensor, padding_idx: int | None = None, **_: Any) -> Tensor:
+    """Embeddings in which those of the padding are constants, as in the backward pass; forward mode forgets that."""
+    if padding_idx is None:
+        return embedded
+    return torch.where((indices == padding_idx % weight.shape[0]).unsqueeze(-1), embedded.detach(), embedded)
 
 
 ORIGINS = (Parameter, Result, External, Input)

@@ -1,9 +1,10 @@
 """How good a network is: one point of a curve."""
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latephase.study.data import Data, Split
 from latephase.study.problems import Problem
@@ -14,6 +15,9 @@ _CHUNK = 2000  # examples per forward pass
 @dataclass(frozen=True)
 class Quality:
     """How good a network is, measured in evaluation mode on all the data, without augmentation.
+
+    Where the train loss is not finite, all else is NaN: of outputs that mean nothing a metric would make a number that
+    looks like one, or an error.
 
     Attributes:
         train_loss: The objective on the training data: mean loss plus L2 term, which is what every strategy minimises.
@@ -54,20 +58,26 @@ class Point:
 
 
 def evaluate(problem: Problem, model: nn.Module, data: Data) -> Quality:
-    """Measure ``model``, which keeps its mode (training or evaluation) and its parameters."""
-    was_training = model.training
+    """Measure ``model``, which keeps its parameters and the mode (training or evaluation) of every layer."""
+    modes = [(layer, layer.training) for layer in model.modules()]  # a frozen layer may be in evaluation mode for good
     model.eval()
-    train_loss, train_metric = _loss_and_metric(problem, model, data.train)
-    test_loss, test_metric = _loss_and_metric(problem, model, data.test)
-    model.train(was_training)
-    return Quality(train_loss + problem.l2_term(model), train_metric, test_loss, test_metric)
+    loss, outputs = _loss_and_outputs(problem, model, data.train)
+    objective = loss + problem.l2_term(model)
+    train_metric = test_loss = test_metric = math.nan
+    if math.isfinite(objective):
+        train_metric = problem.metric.measure(outputs, data.train.targets)
+        test_loss, outputs = _loss_and_outputs(problem, model, data.test)
+        test_metric = problem.metric.measure(outputs, data.test.targets)
+    for layer, training in modes:
+        layer.training = training
+    return Quality(objective, train_metric, test_loss, test_metric)
 
 
 @torch.no_grad()
-def _loss_and_metric(problem: Problem, model: nn.Module, split: Split) -> tuple[float, float]:
+def _loss_and_outputs(problem: Problem, model: nn.Module, split: Split) -> tuple[float, Tensor]:
     loss, outputs = 0.0, []
     for start in range(0, len(split), _CHUNK):
         chunk = split.take(slice(start, start + _CHUNK))
         outputs.append(model(chunk.inputs))
         loss += problem.loss(outputs[-1], chunk.targets).item() * len(chunk)
-    return loss / len(split), problem.metric.measure(torch.cat(outputs), split.targets)
+    return loss / len(split), torch.cat(outputs)

@@ -17,11 +17,13 @@ from latephase.study.clock import to_itself
 from latephase.study.data import Data
 from latephase.study.machine import describe_machine
 from latephase.study.problems import Problem, find_problem
+from latephase.study.problems.check import check_data, check_network
 from latephase.study.progress import Update
 from latephase.study.runner import Run, resume
 from latephase.study.store import Config, Store, StoreError, identify
 from latephase.study.strategies import Strategy
 from latephase.study.tensorboard import log_curve
+from latephase.study.threads import threads
 from latephase.study.training import train
 
 
@@ -144,7 +146,9 @@ def perform(place: Place, config: Config, progress: Update) -> str:
         try:
             store.begin(config)
             with to_itself(torch.device(place.device)) if is_timed(config) else nullcontext():
-                carry_out(store, run, config, place, progress)
+                problem, data = load_problem_data(_training_of(store, config), place)
+                with threads(problem.cpu_threads if data.train.inputs.device.type == "cpu" else None):
+                    carry_out(store, run, config, problem, data, place, progress)
         except Exception as error:
             try:
                 store.fail(run, error, machine=describe_machine(torch.device(place.device)))
@@ -154,8 +158,14 @@ def perform(place: Place, config: Config, progress: Update) -> str:
     return "complete"
 
 
-def _train(store: Store, run: str, config: Config, place: Place, progress: Update) -> None:
-    problem, data = load_problem_data(config, place)
+def _training_of(store: Store, config: Config) -> Config:
+    """Return the configuration of the training that a run is, or begins from."""
+    return config if config["kind"] == "training" else store.config(config["training"])
+
+
+def _train(
+    store: Store, run: str, config: Config, problem: Problem, data: Data, place: Place, progress: Update
+) -> None:
     written = store.checkpoints(run)
     curve = train(
         problem,
@@ -176,9 +186,9 @@ def _train(store: Store, run: str, config: Config, place: Place, progress: Updat
     )
 
 
-def _resume(store: Store, run: str, config: Config, place: Place, progress: Update) -> None:
-    training = store.config(config["training"])
-    problem, data = load_problem_data(training, place)
+def _resume(
+    store: Store, run: str, config: Config, problem: Problem, data: Data, place: Place, progress: Update
+) -> None:
     checkpoint = store.checkpoint(config["training"], config["checkpoint"])
     strategy = _strategy(config["strategy"], problem, len(data.train))
     seconds = float(store.curve(config["training"])["seconds"].iloc[-1])
@@ -231,15 +241,20 @@ def _strategy(settings: dict[str, Any], problem: Problem, examples: int) -> Stra
 
 
 def load_problem_data(config: Config, place: Place) -> tuple[Problem, Data]:
-    """Return the problem that a training is on, and its data on the device."""
+    """Return the problem that a training is on, and its data on the device.
+
+    Raises:
+        ProblemError: If that is no problem to train on, see `check_data` and `check_network`.
+    """
     settings = config["problem"]
     problem, data = _loaded(settings["reference"], place.data_dir, place.device)
-    if problem.cpu_threads is not None and place.device == "cpu":
-        torch.set_num_threads(problem.cpu_threads)
     return replace(problem, epochs=settings["epochs"]), data
 
 
 @lru_cache(maxsize=1)
 def _loaded(reference: str, data_dir: str | None, device: str) -> tuple[Problem, Data]:
     problem = find_problem(reference)
-    return problem, problem.load_data(None if data_dir is None else Path(data_dir)).to(torch.device(device))
+    with threads(None):
+        data = check_data(problem, problem.load_data(None if data_dir is None else Path(data_dir)))
+        check_network(problem)
+    return problem, data.to(torch.device(device))

@@ -7,6 +7,7 @@ where the results lack what it needs.
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from latephase.study.divergence import has_diverged, where_diverged
+from latephase.study.evaluation import Quality
 from latephase.study.numbers import SPENT
 from latephase.study.panels import (
     BEFORE,
@@ -27,6 +30,7 @@ from latephase.study.panels import (
     frame,
     integer_axis,
     legend_below,
+    mark_ends,
     panels,
     percent_axis,
     scale,
@@ -38,6 +42,7 @@ from latephase.study.styles import LIGHT, Look, Style, in_order, styles
 SAME_BATCH = "hf_same_batch"
 _FEW_STEPS = 40
 _LEAST_RATE = 5e-4  # of a run's largest learning rate
+_MEASURED = tuple(field.name for field in fields(Quality))
 
 
 def is_hessian_free(strategy: str) -> bool:
@@ -203,8 +208,10 @@ def _unit(runs: pd.DataFrame) -> str:
 
 
 def _curve(curves: pd.DataFrame, name: str, x: str, y: str) -> Curve:
+    """Return two columns of a curve; what was measured where it has diverged is NaN, which no axis has to show."""
     points = curves[curves["id"] == name]
-    return points[x].to_numpy(dtype=float), points[y].to_numpy(dtype=float)
+    values = points[y].where(~where_diverged(points)) if y in _MEASURED else points[y]
+    return points[x].to_numpy(dtype=float), values.to_numpy(dtype=float)
 
 
 # --- Over checkpoints -------------------------------------------------------------------------------------------------
@@ -282,12 +289,14 @@ def _draw_strategies(
             draw_over_seeds(axes, curves, runs["budget"].max(), band, label=name, style=looks[name], look=look)
     if quantity == "lr":
         scale(axes)
-    elif quantity == "train_loss":
+        return
+    if quantity == "train_loss":
         frame(axes, runs["start_train_loss"].mean(), higher_is_better=False)
     else:
         frame(axes, runs["start_test_metric"].mean(), higher_is_better=bool(runs["higher_is_better"].iloc[0]))
         if runs["percent"].iloc[0]:
             percent_axis(axes)
+    mark_ends(axes, set(runs["strategy"][runs["diverged"]]), look)
 
 
 def _draw_learning_rates(axes: Axes, curves: Sequence[Curve], name: str, style: Style, look: Look) -> None:
@@ -318,6 +327,7 @@ def _draw_steps(axes: Axes, steps: pd.DataFrame, runs: pd.Index, look: Look) -> 
     few = steps["step"][steps["id"].isin(runs)].max() <= _FEW_STEPS
     for number, run in enumerate(runs):
         own = steps[steps["id"] == run]
+        least = float(own["loss_before"].abs().min())
         kinds = (
             ("before the step", "loss_before", look.train, (4.0, 1.2)),
             ("after the step", "loss_after", look.test, ()),
@@ -331,7 +341,8 @@ def _draw_steps(axes: Axes, steps: pd.DataFrame, runs: pd.Index, look: Look) -> 
                 "marker": "o" if few else "",
                 "markersize": 2.5,
             }
-            axes.plot(own["step"], own[column], color=color, alpha=0.8, label=shown, **line)
+            gone = [has_diverged(loss, least) for loss in own[column]]
+            axes.plot(own["step"], own[column].mask(gone), color=color, alpha=0.8, label=shown, **line)
 
 
 def _draw_training(axes: Axes, curves: pd.DataFrame, trainings: pd.DataFrame, quantity: str, look: Look) -> None:

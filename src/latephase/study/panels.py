@@ -1,6 +1,6 @@
 """What figures are put together from: panels, means over seeds with their bands, axes, legends."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any, TypeAlias
@@ -20,6 +20,7 @@ Curve: TypeAlias = tuple[np.ndarray, np.ndarray]
 QUARTILES = (0.25, 0.75)
 EXTREMES = (0.0, 1.0)
 BEFORE = "_before"  # the label of what led to the checkpoint; the underscore keeps it out of legends
+DIVERGED = "diverged"  # the label of the crosses
 
 _WIDTHS = {1: 5.4, 2: 9.0, 3: 11.0}  # inches of a figure with so many panels in a row
 _HEIGHT = 2.8  # of a row
@@ -81,12 +82,28 @@ def draw_over_seeds(
     axes.fill_between(x, low, high, color=color, alpha=0.14 if look.name == "light" else 0.2, linewidth=0)
 
 
+def mark_ends(axes: Axes, labels: Collection[str], look: Look) -> None:
+    """Put a cross where the lines with these labels end, because what they show diverges there; explain it once.
+
+    A line that has left the panel has its cross on the edge. So the y axis must have been chosen.
+    """
+    cross: dict[str, Any] = {"linestyle": "none", "marker": "x", "markersize": 6.0, "markeredgewidth": 1.7}
+    low, high = axes.get_ylim()
+    for line in [line for line in axes.get_lines() if line.get_label() in labels]:
+        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+        last = np.flatnonzero(np.isfinite(y))[-1:]
+        axes.plot(x[last], np.clip(y[last], low, high), **cross, color=line.get_color(), label="_", clip_on=False)
+    if labels:
+        axes.plot([], [], **cross, color=look.quiet, label=DIVERGED)
+
+
 def frame(axes: Axes, start: float, *, higher_is_better: bool) -> None:
     """Choose the y axis so that it shows what strategies gained since the checkpoint.
 
     What got worse is shown as far as the gain reaches in the other direction and half as far again, and so that at
-    least half of the strategies stay in the panel. So one that fails does not press the others into a line. Of a line
-    called `BEFORE` more is shown: four times the gain.
+    least half of the strategies stay in the panel, those that diverge not counted: their lines end before the budget
+    does. So one that fails does not press the others into a line. Of a line called `BEFORE` more is shown: four times
+    the gain.
 
     Args:
         axes: With a labelled line for each strategy.
@@ -94,11 +111,13 @@ def frame(axes: Axes, start: float, *, higher_is_better: bool) -> None:
         higher_is_better: Whether the values are better the higher.
     """
     sign = 1.0 if higher_is_better else -1.0
-    merits = [sign * values for line in axes.get_lines() if len(values := _values([line], labelled=True))]
-    if not merits:
+    lines = [line for line in axes.get_lines() if len(_values([line], labelled=True))]
+    if not lines:
         return
+    merits = [sign * _values([line]) for line in lines]
     best = max(merit.max() for merit in merits)
-    worst = float(np.median([merit.min() for merit in merits]))
+    lasting = [merit for merit, line in zip(merits, lines, strict=True) if merit.size == np.size(line.get_ydata())]
+    worst = float(np.median([merit.min() for merit in lasting or merits]))
     gain = best - sign * start if np.isfinite(start) else 0.0
     if gain > 0:
         worst = min(worst, sign * start - 1.5 * gain)

@@ -59,6 +59,7 @@ def answer(rows: pd.DataFrame) -> list[tuple[str, str]]:
         "Train loss": _compared(last, "train_loss"),
         f"Test {last['metric'].iloc[0]}": _compared(last, "test_metric"),
         "Checkpoints": _over_checkpoints(rows),
+        "Diverged": _diverged(rows),
     }
     return [(about, sentence) for about, sentence in found.items() if sentence]
 
@@ -111,6 +112,20 @@ def _over_checkpoints(rows: pd.DataFrame) -> str:
         f"From {len(ahead) or 'none'} of {len(both)} checkpoints{which} the best Hessian-free strategy gets to a lower "
         f"train loss than {BASELINE}."
     )
+
+
+def _diverged(rows: pd.DataFrame) -> str:
+    """Say which runs diverged, from all checkpoints."""
+    gone = rows[rows["diverged"] > 0]
+    if gone.empty:
+        return ""
+    names = [f"{name} from {_checkpoints(own['checkpoint'])}" for name, own in gone.groupby("strategy", sort=False)]
+    count = f"{gone['diverged'].sum()} of {rows['runs'].sum()} runs"
+    return f"{count}: {'; '.join(names)}. Such a run ends there; what it reached before counts."
+
+
+def _checkpoints(numbers: pd.Series) -> str:
+    return f"checkpoint{'s' if len(numbers) > 1 else ''} {', '.join(str(number) for number in numbers)}"
 
 
 def _winners(rows: pd.DataFrame, quantity: str) -> list[str]:
@@ -256,6 +271,7 @@ def _score_table(checkpoint: int, rows: pd.DataFrame) -> dict[str, Any]:
             {
                 "strategy": row["strategy"],
                 "runs": row["runs"],
+                "diverged": row["diverged"],
                 "loss": (loss, row["strategy"] in winners["train_loss"]),
                 "metric": (metric, row["strategy"] in winners["test_metric"]),
                 "scores": [[score_text(row[f"{s}_score_{part}"]) for part in _PARTS] for s in ("train", "test")],

@@ -11,7 +11,9 @@ from latephase import StepRecord
 from latephase.study.budget import Allowance
 from latephase.study.clock import Clock
 from latephase.study.data import Data
+from latephase.study.divergence import has_diverged
 from latephase.study.evaluation import Point, evaluate
+from latephase.study.numbers import loss_text
 from latephase.study.problems import Problem
 from latephase.study.progress import Update
 from latephase.study.strategies import Strategy
@@ -47,7 +49,7 @@ def resume(
     """Continue training from a checkpoint within a budget. Seeds torch's global generator.
 
     Evaluation is not on the clock. The step during which the budget runs out does not count: it is taken back. A run
-    whose loss is no longer finite ends there.
+    whose train loss is seen to have diverged since the checkpoint ends there.
 
     Args:
         problem: What to train.
@@ -79,8 +81,8 @@ def resume(
         share, now = spent(), (steps, clock.seconds, work)
         if share >= len(curve) / EVALUATIONS:
             curve.append(point(*now))
-        progress(min(share, 1.0), f"train loss {curve[-1].train_loss:.4f}")
-        if not math.isfinite(curve[-1].train_loss):
+        progress(min(share, 1.0), f"train loss {loss_text(curve[-1].train_loss)}")
+        if has_diverged(curve[-1].train_loss, curve[0].train_loss):
             break
         before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
         with clock:
@@ -94,6 +96,6 @@ def resume(
 
     if curve[-1].steps < steps:
         curve.append(point(*now))
-    progress(1.0, f"train loss {curve[-1].train_loss:.4f}")
+    progress(1.0, f"train loss {loss_text(curve[-1].train_loss)}")
     network = {name: value.clone() for name, value in trainer.judged().state_dict().items()}
     return Run(tuple(curve), tuple(records), network)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from latephase.study.divergence import where_diverged
 from latephase.study.numbers import amount_text
 from latephase.study.results import Results
 from latephase.study.styles import in_order
@@ -24,13 +25,15 @@ def best(results: Results) -> pd.DataFrame:
     """Return one row per run, indexed by its id, with the best it reached within its budget.
 
     The checkpoint itself counts: a run that only made things worse ends where it began. Values that are not finite do
-    not count. A run without any other gets the worst: ∞, or −∞ for a metric that is better the higher.
+    not count, nor does anything measured where a run has diverged. A run without any other gets the worst: ∞, or −∞
+    for a metric that is better the higher.
 
     Returns:
         The columns of `Results.runs`; ``metric``, ``higher_is_better`` and ``percent`` of its training;
         ``start_train_loss`` and ``start_test_metric``, at the checkpoint; ``best_train_loss`` and
-        ``best_test_metric``; ``steps`` and ``spent``, of the budget, at the end. ``problem`` tells settings and
-        budget too where a folder holds several of them, so that only what is alike is compared.
+        ``best_test_metric``; ``steps`` and ``spent``, of the budget, at the end; ``diverged``, whether it has.
+        ``problem`` tells settings and budget too where a folder holds several of them, so that only what is alike is
+        compared.
     """
     runs = _told_apart(results.runs, training_names(results.trainings))
     runs = runs.join(results.trainings[_OF_THE_METRIC], on="training", how="inner")
@@ -48,6 +51,7 @@ def best(results: Results) -> pd.DataFrame:
         best_test_metric=highest["metric"] * _sign(runs),
         steps=last["steps"],
         spent=last["spent"],
+        diverged=runs.index.isin(points["id"][points["diverged"]]),
     )
 
 
@@ -78,11 +82,11 @@ def summary(results: Results) -> pd.DataFrame:
     """Return one row per problem, checkpoint and strategy, over all its seeds (and trainings, if there are several).
 
     Returns:
-        ``problem``, ``checkpoint``, ``strategy``; ``runs``, their number; ``unit``, ``metric``, ``higher_is_better``,
-        ``percent``; the means of ``budget``, ``start_train_loss``, ``start_test_metric``, ``steps`` and ``spent``; for
-        ``train_loss`` and ``test_metric`` (the best of each run), ``train_score`` and ``test_score`` in turn
-        ``…_mean``, ``…_std`` (NaN for a single run), ``…_q25``, ``…_median``, ``…_q75``; the medians of ``target`` and
-        ``time_to_target``. No columns if there are no runs.
+        ``problem``, ``checkpoint``, ``strategy``; ``runs``, their number, and ``diverged``, how many of them have;
+        ``unit``, ``metric``, ``higher_is_better``, ``percent``; the means of ``budget``, ``start_train_loss``,
+        ``start_test_metric``, ``steps`` and ``spent``; for ``train_loss`` and ``test_metric`` (the best of each run),
+        ``train_score`` and ``test_score`` in turn ``…_mean``, ``…_std`` (NaN for a single run), ``…_q25``,
+        ``…_median``, ``…_q75``; the medians of ``target`` and ``time_to_target``. No columns if there are no runs.
     """
     table = scores(results)
     order = in_order(table["strategy"])
@@ -126,9 +130,18 @@ def _told_apart(runs: pd.DataFrame, trainings: pd.Series) -> pd.DataFrame:
 
 
 def _points(results: Results, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of the runs' curves, with the budget and how much of it was ``spent`` at each."""
+    """Return the points of the runs' curves, with the budget and how much of it was ``spent`` at each.
+
+    Whether a run has ``diverged`` there is told too. If so, what was measured is NaN.
+    """
     points = results.curves.join(runs[["budget", "unit"]], on="id", how="inner")
-    return points.assign(spent=points["seconds"].where(points["unit"] == "seconds", points["gradients"]))
+    diverged = where_diverged(points)
+    return points.assign(
+        spent=points["seconds"].where(points["unit"] == "seconds", points["gradients"]),
+        diverged=diverged,
+        train_loss=points["train_loss"].where(~diverged),
+        test_metric=points["test_metric"].where(~diverged),
+    )
 
 
 def _sign(table: pd.DataFrame) -> pd.Series:
@@ -157,7 +170,7 @@ def _first_time_at(targets: pd.Series, points: pd.DataFrame) -> pd.Series:
 def _over_seeds(group: pd.DataFrame) -> dict[str, Any]:
     same = {name: group[name].iloc[0] for name in ("unit", *_OF_THE_METRIC)}
     means = {name: float(group[name].mean()) for name in _MEANS}
-    row = {"runs": len(group), **same, **means}
+    row = {"runs": len(group), "diverged": int(group["diverged"].sum()), **same, **means}
     for name, column in (("train_loss", "best_train_loss"), ("test_metric", "best_test_metric")):
         row |= _spread(name, group[column])
     for name in ("train_score", "test_score"):

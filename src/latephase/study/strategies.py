@@ -4,13 +4,14 @@ A strategy only takes steps; whoever calls them owns clock, evaluation and budge
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from latephase import HessianFree, StepRecord
 from latephase.parameters import Parameters
@@ -176,9 +177,28 @@ class _Averaging:
             return self.model
         device = self.inputs.device
         rng = rng_state(device)  # dropout in the pass below is not to change the steps that follow
-        update_bn(self.inputs.split(self.batch), self.mean)
+        _renew_statistics(self.mean, self.inputs.split(self.batch))
         set_rng_state(device, rng)
         return self.mean.module
+
+
+@torch.no_grad()
+def _renew_statistics(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Let batch normalisation forget its statistics and take the mean over the batches.
+
+    Unlike PyTorch's `update_bn` it leaves alone what is in evaluation mode, which is how layers are frozen.
+    """
+    renewed = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    if not renewed:
+        return
+    momenta = [layer.momentum for layer in renewed]
+    for layer in renewed:
+        layer.reset_running_stats()
+        layer.momentum = None  # which makes it a cumulative mean
+    for inputs in batches:
+        model(inputs)
+    for layer, momentum in zip(renewed, momenta, strict=True):
+        layer.momentum = momentum
 
 
 @dataclass(frozen=True)
@@ -232,12 +252,15 @@ class LBFGS:
         return _Trainer(step, model)
 
 
+@torch.no_grad()  # else gradients would know that they depend on the weights, and optimizers might differentiate that
 def _add_l2_gradient(problem: Problem, weights: list[Tensor]) -> None:
-    """Add the gradient of the L2 term to those of the weights; frozen ones have none."""
-    trained = [(p.grad, p) for p in weights if p.grad is not None]
-    if trained:
-        grads, values = zip(*trained, strict=True)
-        torch._foreach_add_(grads, values, alpha=problem.weight_decay)
+    """Add the gradient of the L2 term to those of the weights; where the loss does not depend on one it is all."""
+    for p in weights:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    grads = [p.grad for p in weights if p.grad is not None]
+    if grads:
+        torch._foreach_add_(grads, weights, alpha=problem.weight_decay)
 
 
 # ---------------------------------------------------------------------- second order

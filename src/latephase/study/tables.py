@@ -48,6 +48,10 @@ def _checkpoint_table(rows: pd.DataFrame) -> Table:
     table.add_section()
     for _, row in rows.iterrows():
         table.add_row(*_summary_cells(row))
+    gone = rows[rows["diverged"] > 0]
+    if not gone.empty:
+        names = [f"{row['strategy']} ({row['diverged']} of {row['runs']})" for _, row in gone.iterrows()]
+        table.caption, table.caption_justify = escape(f"Diverged: {', '.join(names)}"), "left"
     return table
 
 

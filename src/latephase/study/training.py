@@ -1,17 +1,22 @@
 """The first phase: SGD with a constant learning rate, and checkpoints on the way."""
 
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import nn
 
 from latephase.random_state import rng_state, set_rng_state
 from latephase.study.clock import Clock
 from latephase.study.data import Data
+from latephase.study.divergence import DivergedError, has_diverged, highest_loss
 from latephase.study.evaluation import Point, Quality, evaluate
+from latephase.study.numbers import loss_text
 from latephase.study.problems import Problem
+from latephase.study.problems.check import ProblemError, check_data
 from latephase.study.progress import Update
 from latephase.study.strategies import SGD_CONSTANT
 
@@ -79,7 +84,12 @@ def train(
         progress: Told about each epoch.
         keep: Given each checkpoint's number, from 1, and the checkpoint.
         since: A checkpoint of the same training to go on from.
+
+    Raises:
+        ProblemError: Before the first step, if the data are too few, or a loss is not finite.
+        DivergedError: As soon as the train loss is seen to have diverged. Checkpoints until then have been kept.
     """
+    check_data(problem, data)
     device = data.train.inputs.device
     torch.manual_seed(seed)
     model = problem.build_model().to(device)
@@ -93,7 +103,7 @@ def train(
     clock = Clock(device)
     first = 0 if since is None else since.epoch
     before = 0.0 if since is None else since.curve[-1].seconds
-    curve = [_point(evaluate(problem, model, data), 0, 0.0, problem)] if since is None else list(since.curve)
+    curve = [_first_point(problem, model, data)] if since is None else list(since.curve)
     interval = -(-epochs // POINTS)
     numbers = {epoch: number for number, epoch in enumerate(checkpoint_epochs(epochs), start=1)}
 
@@ -103,11 +113,32 @@ def train(
                 trainer.step(0.0)
         if epoch % interval == 0 or epoch in numbers:
             curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, problem))
+            _check_progress(problem, epoch, curve[-1].train_loss, curve[0].train_loss)
         if epoch in numbers:
             state = {name: value.detach().clone() for name, value in model.state_dict().items()}
             keep(numbers[epoch], Checkpoint(epoch, state, generator.get_state(), rng_state(device), tuple(curve)))
-        progress(epoch / epochs, f"train loss {curve[-1].train_loss:.4f}")
+        progress(epoch / epochs, f"train loss {loss_text(curve[-1].train_loss)}")
     return tuple(curve)
+
+
+def _first_point(problem: Problem, model: nn.Module, data: Data) -> Point:
+    quality = evaluate(problem, model, data)
+    for split, loss in (("train", quality.train_loss), ("test", quality.test_loss)):
+        if not math.isfinite(loss):
+            raise ProblemError(
+                f"the {split} loss of {problem.name!r} must be finite before the first step, not {loss:g}; "
+                "look for what is not finite in its data (load_data), its first weights (build_model) and its loss"
+            )
+    return _point(quality, 0, 0.0, problem)
+
+
+def _check_progress(problem: Problem, epoch: int, loss: float, start: float) -> None:
+    if has_diverged(loss, start):
+        raise DivergedError(
+            f"the training of {problem.name!r} has diverged: the train loss is {loss:g} after epoch {epoch}, {start:g} "
+            f"at the start, and up to {highest_loss(start):g} counts as under way. SGD's learning rate lr = "
+            f"{problem.lr:g} may be too high for it; try a lower one"
+        )
 
 
 def _point(quality: Quality, steps: int, seconds: float, problem: Problem) -> Point:

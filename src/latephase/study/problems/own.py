@@ -9,12 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 from latephase.study.problems.problem import Problem
+from latephase.study.threads import threads
 
 
 def build_own(name: str) -> Problem:
     """Return what a function returns when it is called without arguments.
 
-    What goes wrong inside the file, the module or the function is raised as it is.
+    What goes wrong inside the file, the module or the function is raised as it is. The number of threads that they
+    leave PyTorch with is put back: that of the runs is `Problem.cpu_threads`.
 
     Args:
         name: ``path/to/my_problem.py:build`` or ``package.module:build``.
@@ -22,6 +24,11 @@ def build_own(name: str) -> Problem:
     Raises:
         ValueError: If there is no such file, module or function, or it does not return a `Problem`.
     """
+    with threads(None):
+        return _build(name)
+
+
+def _build(name: str) -> Problem:
     place, _, function = name.rpartition(":")
     module = _run_file(Path(place)) if place.endswith(".py") else _import_module(place)
     build = getattr(module, function, None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from latephase import checks
 from latephase.study.data import Data
 
 
@@ -56,6 +57,9 @@ class Problem:
         cpu_threads: How many threads PyTorch should use on a CPU; None leaves it to PyTorch.
         loss: Maps (outputs, targets) to the mean loss, without the L2 term.
         metric: What is reported besides the loss.
+
+    Raises:
+        ValueError: If a setting is out of range; TypeError if it is not a number. The message names it.
     """
 
     name: str
@@ -73,17 +77,29 @@ class Problem:
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     metric: Metric = ACCURACY
 
+    def __post_init__(self) -> None:
+        if checks.non_negative("lr", self.lr) == 0.0:
+            raise ValueError(f"lr must be > 0, not {self.lr!r}")
+        checks.non_negative("weight_decay", self.weight_decay)
+        for name in ("batch_size", "epochs", "curvature_batch", "gradient_batch", "evaluation_batch"):
+            checks.positive_integer(name, getattr(self, name))
+        if self.cpu_threads is not None:
+            checks.positive_integer("cpu_threads", self.cpu_threads)
+        for name in ("build_model", "load_data", "loss"):
+            checks.function(name, getattr(self, name))
+
     def settings(self) -> dict[str, Any]:
         """Return what a training depends on besides code and data, in plain numbers and strings."""
         names = ("name", "lr", "batch_size", "epochs", "weight_decay")
         return {name: getattr(self, name) for name in names}
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return the model's parameters in two groups: weights with weight decay, biases without.
+        """Return the parameters to train in two groups: weights with weight decay, biases without.
 
-        A weight is what has more than one dimension; so the scales of normalisation layers count as biases.
+        A weight is what has more than one dimension; so the scales of normalisation layers count as biases. Frozen
+        parameters (``requires_grad=False``) are in neither.
         """
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if p.requires_grad]
         return [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -91,6 +107,6 @@ class Problem:
 
     @torch.no_grad()
     def l2_term(self, model: nn.Module) -> float:
-        """Return ½·wd·‖θ‖² over the weights."""
+        """Return ½·wd·‖θ‖² over the weights to train: what no strategy can change is not part of the objective."""
         groups = self.parameter_groups(model)
         return sum(0.5 * g["weight_decay"] * p.square().sum().item() for g in groups for p in g["params"])
