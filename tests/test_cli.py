@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from latephase.__main__ import main
 from latephase.cli import DEMO_STRATEGIES, app
+from latephase.study import experiments
 from latephase.study.experiments import perform
 from latephase.study.problems import PROBLEMS
 from latephase.study.results import load_results
@@ -64,14 +65,11 @@ def test_demo_end_to_end(tmp_path):
     assert (seconds.drop(load_results(Store(out)).trainings.index) <= 0.05).all()
 
 
-def test_quiet_shows_results_only(tmp_path, monkeypatch):
-    threads = []
-    monkeypatch.setattr("torch.set_num_threads", threads.append)
+def test_quiet_shows_results_only(tmp_path):
     result = invoke("demo", "--epochs", 1, "--budget", "0.02s", "--seeds", 1, "--out", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
     assert "complete" not in result.output
     assert "hf_large" in result.output
-    assert set(threads) == {1}
 
 
 def test_problems_and_their_settings_are_listed():
@@ -92,6 +90,86 @@ def test_a_run_that_fails_makes_the_command_fail(tmp_path):
     result = invoke("study", too_many, "--out", tmp_path, "--strategies", "hf_large", "--seeds", 1)
     assert result.exit_code == 1
     assert "cannot be drawn from 60 examples" in result.output
+
+
+UNFIT = """
+from dataclasses import replace
+
+from tests.study.toy import TOY, build_model, load_data
+
+
+def batch():
+    return replace(TOY, batch_size=61)
+
+
+def test():
+    data = load_data()
+    return replace(TOY, load_data=lambda folder: replace(data, test=data.test.take(slice(0))))
+
+
+def frozen():
+    return replace(TOY, build_model=lambda: build_model().requires_grad_(False))
+
+
+def rate():
+    return replace(TOY, lr=float("inf"))
+
+
+def diverging():
+    return replace(TOY, name="steep", loss=lambda outputs, targets: 0.5 * outputs.square().mean(), lr=1e3)
+
+
+def diverging_later():
+    return replace(diverging(), lr=0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("batch", "PROBLEM: batch_size of 'toy' must be from 1 to 60, the number of training examples, not 61"),
+        ("test", "PROBLEM: test of the data of 'toy' must have at least one example, not 0"),
+        ("frozen", "PROBLEM: build_model of 'toy' must return a network with a parameter to train"),
+        ("rate", "PROBLEM: lr must be ≥ 0 and finite, not inf"),
+    ],
+)
+def test_a_problem_that_cannot_be_studied_is_refused_before_training(tmp_path, function, message):
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    result = invoke("study", f"{tmp_path / 'unfit.py'}:{function}", "--out", tmp_path / "runs")
+    assert result.exit_code == 2, result.output
+    assert message in words(result.output)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_problem_that_became_unfit_is_refused_when_a_training_is_resumed(tmp_path):
+    (tmp_path / "own.py").write_text("from tests.study.toy import build")
+    assert invoke("train", f"{tmp_path / 'own.py'}:build", "--out", tmp_path / "runs").exit_code == 0
+    (tmp_path / "own.py").write_text(f"{UNFIT}\nbuild = batch")
+    experiments._loaded.cache_clear()  # as in another process
+    result = invoke("resume", tmp_path / "runs")
+    assert result.exit_code == 2, result.output
+    assert "batch_size of 'toy' must be from 1 to 60" in words(result.output)
+
+
+def test_a_training_that_diverges_is_a_failure_with_words(tmp_path):
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    result = invoke("study", f"{tmp_path / 'unfit.py'}:diverging", "--out", tmp_path / "runs")
+    assert result.exit_code == 1, result.output
+    assert "the training of 'steep' has diverged: the train loss is " in result.output
+    assert not (tmp_path / "runs" / "report.html").exists()
+    (failure,) = load_results(Store(tmp_path / "runs")).failures.to_dict("records")
+    assert "lr = 1000 may be too high" in failure["error"]
+
+
+def test_a_late_phase_run_that_diverges_is_in_the_report(tmp_path):
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    result = invoke(
+        "study", f"{tmp_path / 'unfit.py'}:diverging_later", "--out", tmp_path, "--checkpoint", "last", "--seeds", 2,
+        "--strategies", "sgd_constant,sgd(lr=1000.0),hf_m12", "--budget", "40gradients",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Diverged: sgd(lr=1000.0) (2 of 2)" in result.output
+    assert "2 of 6 runs: sgd(lr=1000.0) from checkpoint 2." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

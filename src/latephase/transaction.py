@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from latephase.parameters import Parameters
 from latephase.random_state import RandomState, read_random_state, rewind, seed, set_rng_state, write_random_state
-from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes
+from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes, put_back, storage_of, version_of
 
 # What PyTorch itself keeps in a module's dictionary, as opposed to what its author does.
 _PYTORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
@@ -37,7 +37,7 @@ class _Buffer:
         self.module, self.name = module, name
         self._tensor = getattr(module, name)
         self._values = None if self._tensor is None else self._tensor.detach().clone()
-        self._version = _version(self._tensor)
+        self._version = None if self._tensor is None else version_of(self._tensor)
 
     @property
     def changed(self) -> bool:
@@ -57,8 +57,8 @@ class _Buffer:
         self._place()
 
     def _copy(self) -> None:
-        # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
-        self._tensor.data.copy_(self._values)
+        assert self._values is not None
+        put_back(self._tensor, self._values, self._tensor, self._version)
 
     def _place(self) -> None:
         if getattr(self.module, self.name) is not self._tensor:
@@ -98,9 +98,9 @@ class Left:
         self._writes = writes
         self.theta: Tensor | None = None
 
-    def enforce(self) -> None:
-        """Put it back into modules and tensors."""
-        self._writes.restore()
+    def enforce(self, but: frozenset[int]) -> None:
+        """Put it back into modules and tensors, except into the storages ``but``."""
+        self._writes.restore(but)
         for one in self._modules:
             one.enforce()
 
@@ -122,12 +122,12 @@ class Evaluation:
         if self.left is None:
             yield
             return
-        before = self._transaction.now()
-        self.left.enforce()
+        before, but = self._transaction.now(), self._transaction.storages
+        self.left.enforce(but)
         try:
             yield
         finally:
-            before.enforce()
+            before.enforce(but)
 
 
 class Repeat(NamedTuple):
@@ -159,6 +159,7 @@ class Transaction:
         self._parameters = parameters
         self._device = parameters.device
         self._theta = parameters.read()
+        self.storages = frozenset(storage_of(p) for p in parameters.tensors)  # of the parameters, which are θ's affair
         self._start = read_random_state(self._device)
         self._found: list[_Buffer | _Attributes] = []
         self._seen: set[nn.Module] = set()
@@ -204,6 +205,7 @@ class Transaction:
                 self._after = evaluation.left or self.now()
                 self._after.theta = self._parameters.read() if written else None
             self.rollback()
+            self._recount(versions)
         if first and written:
             raise ParametersWrittenError
 
@@ -234,7 +236,7 @@ class Transaction:
         if self._hook is not None:
             self._hook.remove()
         write_random_state(self._device, self._start)
-        self._writes.restore()
+        self._writes.restore(self.storages)
         if to_start or self._writes.touches(self._parameters.tensors):
             self._parameters.put(self._theta)
         for one in self._found:
@@ -244,7 +246,7 @@ class Transaction:
         """Leave everything as the first evaluation left it."""
         if self._after is not None:
             write_random_state(self._device, self._after.random_state)
-            self._after.enforce()
+            self._after.enforce(self.storages)
             if self._after.theta is not None:
                 self._parameters.put(self._after.theta)
 
@@ -256,9 +258,16 @@ class Transaction:
         ]
         return Left(read_random_state(self._device), again, self._writes.after())
 
+    def _recount(self, versions: list[int]) -> None:
+        """Let autograd count the parameters' writes as before the evaluation, which are undone."""
+        moved = [(p, v) for p, v in zip(self._parameters.tensors, versions, strict=True) if p._version != v]
+        if moved:
+            torch._C._autograd._unsafe_set_version_counter(*zip(*moved, strict=True))
+
     def _parameters_written(self, versions: list[int]) -> bool:
         tensors = self._parameters.tensors
-        return self._writes.touches(tensors) or [p._version for p in tensors] != versions
+        touched = self._writes.touches(tensors) or [p._version for p in tensors] != versions
+        return touched and not torch.equal(self._parameters.read(), self._theta)
 
     def _remember(self, module: nn.Module, args: object) -> None:
         """Copy buffers and attributes of a module and its children before its first call."""
@@ -307,11 +316,6 @@ def settled(
         "the closure writes to the parameters each time it is called, so that no step can be judged; move them between "
         "the steps instead"
     )
-
-
-def _version(tensor: Tensor | None) -> int | None:
-    """How often a tensor was written to; None where that is not counted."""
-    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _refuse_distributed(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -56,12 +56,40 @@ def kind(function: Any) -> Kind:
     return found
 
 
+class _Place(NamedTuple):
+    """A tensor, its values as they lie in memory, a copy of them, and how often the tensor had been written to then."""
+
+    tensor: Tensor
+    values: Tensor
+    before: Tensor
+    version: int | None
+
+    def now(self) -> _Place:
+        """The same place with its present values."""
+        return self._replace(before=self.values.clone(), version=version_of(self.tensor))
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None where that is not counted."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def put_back(values: Tensor, before: Tensor, tensor: Tensor, version: int | None) -> None:
+    """Copy values into a tensor, and let autograd count as it did when it held them.
+
+    So a graph that saved the tensor then can be used whenever the tensor holds these values again.
+    """
+    values.data.copy_(before)
+    if version is not None:
+        torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+
+
 class WriteLog:
     """What lay where a closure wrote to tensors from outside, and where generators stood that it drew from."""
 
     def __init__(self) -> None:
         # A place is a storage, where in it a tensor begins, and how far it reaches. Last in, first put back.
-        self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._places: dict[tuple[int, int, int], _Place] = {}
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._generators: dict[int, tuple[Any, Callable[[], None]]] = {}
 
@@ -72,9 +100,8 @@ class WriteLog:
         reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         place = storage_of(tensor), int(tensor.storage_offset()), reach
         if place not in self._places and tensor.numel() > 0:
-            # Through .data: a write that autograd counted would spoil the graphs kept for curvature products.
             values = tensor.data.as_strided((reach,), (1,), tensor.storage_offset())
-            self._places[place] = (values, values.clone())
+            self._places[place] = _Place(tensor, values, values.clone(), version_of(tensor))
 
     def before_replacement(self, tensor: Tensor) -> None:
         """Keep the place where a tensor's data lie."""
@@ -89,18 +116,18 @@ class WriteLog:
     def after(self) -> WriteLog:
         """The same places and generators as they are now."""
         now = WriteLog()
-        now._places = {place: (values, values.clone()) for place, (values, _) in self._places.items()}
+        now._places = {key: place.now() for key, place in self._places.items()}
         now._replaced = {key: (tensor, tensor.data) for key, (tensor, _) in self._replaced.items()}
         for generator, _ in self._generators.values():
             now.before_draw(generator)
         return now
 
-    def restore(self) -> None:
-        """Put back everything that was kept."""
+    def restore(self, but: frozenset[int] = frozenset()) -> None:
+        """Put back everything that was kept, except in the storages ``but``."""
         for tensor, data in self._replaced.values():
             tensor.data = data
-        for values, before in reversed(self._places.values()):
-            values.copy_(before)
+        for place in reversed([place for (storage, *_), place in self._places.items() if storage not in but]):
+            put_back(place.values, place.before, place.tensor, place.version)
         for _, back in self._generators.values():
             back()
 

@@ -1,5 +1,7 @@
 """Made-up results, plausible and always the same: two problems, three checkpoints, eight strategies, three seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -88,6 +90,17 @@ def without(made, *, runs=True, steps=False):
         failures=made.failures.iloc[:0],
         machines=made.machines,
     )
+
+
+def diverged(made, strategies, loss=1e298):
+    """Return the results with runs of these strategies that rise a thousandfold, diverge in the middle and end."""
+    curves = made.curves.copy()
+    of_them = curves["id"].isin(made.runs.index[made.runs["strategy"].isin(strategies)])
+    place = curves.groupby("id").cumcount()
+    curves.loc[of_them & place.between(8, 9), ["train_loss", "test_loss"]] *= 1000
+    curves.loc[of_them & (place == 10), ["train_loss", "test_loss"]] = loss
+    curves.loc[of_them & (place == 10), ["train_metric", "test_metric"]] = 0.1
+    return replace(made, curves=curves[~(of_them & (place > 10))])
 
 
 def loss_at(seconds, known):

@@ -101,6 +101,63 @@ def test_the_panel_shows_the_gain_though_a_strategy_fails(results):
     assert (start - best) / (high - low) > 0.3
 
 
+FIRST_ORDER = [name for name in made_up.STRATEGIES if name.startswith(("sgd", "adamw"))]
+
+
+@pytest.mark.parametrize("loss", [1e298, -1e298, np.inf])
+@pytest.mark.parametrize("names", [["adamw(lr=0.001)"], FIRST_ORDER], ids=["one", "most"])
+def test_runs_that_diverge_do_not_press_the_others_into_a_line(results, loss, names):
+    made = made_up.diverged(results, names, loss)
+    for problem in made_up.PROBLEMS:
+        for panel, usual in zip(*(figures.figure6(r, problem=problem).axes for r in (made, results)), strict=True):
+            y = lines(panel)["hf_m6144"].get_ydata()
+            assert y.tolist() == lines(usual)["hf_m6144"].get_ydata().tolist()
+            low, high = panel.get_ylim()
+            assert low < y.min() < y.max() < high
+            assert abs(y[0] - y[-1]) / (high - low) > 0.1
+
+
+def test_a_line_ends_in_a_cross_where_its_strategy_diverges(results):
+    made = made_up.diverged(results, ["adamw(lr=0.001)"])
+    for draw in (figures.figure6, figures.demo_figure):
+        figure = draw(made) if draw is figures.demo_figure else draw(made, problem="digits_cnn")
+        for axes in figure.axes[:2]:
+            line = lines(axes)["adamw(lr=0.001)"]
+            x, y = line.get_data()
+            last = np.flatnonzero(np.isfinite(y))[-1]
+            assert x[last] == pytest.approx(5.4 * 9 / 20)
+            crosses = [other for other in axes.get_lines() if other.get_marker() == "x" and len(other.get_xdata())]
+            (cross,) = crosses
+            low, high = axes.get_ylim()
+            assert cross.get_xdata().tolist() == [x[last]]
+            assert cross.get_ydata().tolist() == [np.clip(y[last], low, high)]
+            assert (y[last] > high) == (axes is figure.axes[0])
+            assert cross.get_color() == line.get_color()
+        assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "diverged"
+    assert "diverged" not in lines(figures.figure6(results, problem="digits_cnn").axes[0])
+
+
+def test_a_metric_that_is_nowhere_defined_is_no_divergence(results):
+    curves = results.curves.assign(test_metric=np.nan)
+    figure = figures.figure6(replace(results, curves=curves), problem="digits_cnn")
+    assert all(line.get_marker() != "x" for axes in figure.axes for line in axes.get_lines())
+
+
+def test_a_training_that_diverged_does_not_press_the_rest_into_a_line(results):
+    training = results.curves["id"] == "digits_cnn-0"
+    curves = results.curves.copy()
+    curves.loc[curves.index[training][-1], "train_loss"] = 1e298
+    loss = figures.figure4(replace(results, curves=curves), problem="digits_cnn").axes[0]
+    assert loss.get_ylim()[1] < 100
+
+
+def test_steps_at_an_absurd_loss_do_not_press_the_others_into_a_line(results):
+    steps = results.steps.copy()
+    (one,) = steps.index[(steps["id"] == "digits_cnn-0-c3-hf_same_batch-0") & (steps["step"] == 18)]
+    steps.loc[one, ["loss_before", "loss_after"]] = 1e298
+    assert figures.figure3(replace(results, steps=steps)).axes[0].get_ylim()[1] < 100
+
+
 def test_figure_7_is_about_strategies_with_a_learning_rate(results):
     (axes,) = figures.figure7(results, problem="poisson_pinn").axes
     assert list(lines(axes)) == ["sgd_constant", "sgd_tenth", "sgd_cosine", "sgd_plateau"]

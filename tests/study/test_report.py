@@ -114,14 +114,17 @@ def test_results_without_runs_have_a_report_too(results, tmp_path):
     write_report(nothing, tmp_path / "report.html")
 
 
-def rows_of(losses, *, higher_is_better=True, deviation=0.001, checkpoint=1):
+def rows_of(losses, *, higher_is_better=True, deviation=0.001, checkpoint=1, diverged=None):
     """Summary rows with these mean train losses; metrics are 1 minus them."""
+    diverged = diverged or {}
     metric = {"metric": "accuracy", "higher_is_better": higher_is_better, "percent": higher_is_better}
     return pd.DataFrame(
         [
             {
                 "problem": "p",
                 "checkpoint": checkpoint,
+                "runs": 3,
+                "diverged": diverged.get(strategy, 0),
                 "strategy": strategy,
                 **metric,
                 "train_loss_mean": loss,
@@ -209,6 +212,26 @@ def test_the_answer_counts_checkpoints():
     assert found["Checkpoints"] == (
         "From 1 of 2 checkpoints (2) the best Hessian-free strategy gets to a lower train loss than sgd_constant."
     )
+
+
+def test_the_answer_says_what_diverged():
+    early = rows_of({"sgd_constant": 0.5, "hf_m256": 0.6}, diverged={"sgd_constant": 3})
+    late = rows_of({"sgd_constant": 0.2, "hf_m256": 0.1}, checkpoint=2, diverged={"sgd_constant": 1, "hf_m256": 2})
+    assert dict(answer(pd.concat([early, late], ignore_index=True)))["Diverged"] == (
+        "6 of 12 runs: sgd_constant from checkpoints 1, 2; hf_m256 from checkpoint 2. "
+        "Such a run ends there; what it reached before counts."
+    )
+
+
+@pytest.mark.parametrize("loss", [1e298, float("nan")])
+def test_the_page_survives_runs_that_diverge_and_says_so(tmp_path, loss):
+    small = made_up.results(checkpoints=2, problems=("digits_cnn",))
+    made = made_up.diverged(small, ["adamw(lr=0.001)", "sgd_constant"], loss)
+    write_report(made, tmp_path / "report.html")
+    text = Reader((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "Diverged 12 of 48 runs: sgd_constant from checkpoints 1, 2; adamw(lr=0.001) from checkpoints 1, 2." in text
+    assert text.count("3 3 diverged") == 4
+    assert "e+29" not in text
 
 
 def test_a_failed_baseline_does_not_spoil_the_answer():

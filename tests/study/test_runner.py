@@ -109,6 +109,18 @@ def test_a_run_that_diverges_ends_there(time, monkeypatch):
     assert math.isnan(curve[0].train_loss)
 
 
+@pytest.mark.parametrize("absurd", [1e298, -1e298])
+def test_a_run_whose_loss_is_finite_but_absurd_ends_there_too(time, monkeypatch, absurd):
+    losses = iter([0.5, 4e5, absurd, 0.5])
+    monkeypatch.setattr(runner, "evaluate", lambda problem, model, data: Quality(next(losses), 0.0, 0.0, 0.1))
+    remarks = []
+    curve = run(
+        Counting(time, [1.0] * 1001), budget=1000.0, progress=lambda fraction, remark: remarks.append(remark)
+    ).curve
+    assert [p.train_loss for p in curve] == [0.5, 4e5, absurd]
+    assert remarks[-1] == f"train loss {absurd:.3e}"
+
+
 def test_progress_ends_with_the_run(time):
     fractions = []
     run(Counting(time, [4.0, 4.0, 4.0]), budget=10.0, progress=lambda f, _: fractions.append(f))

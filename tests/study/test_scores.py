@@ -61,6 +61,26 @@ def test_best_of_a_metric_that_is_better_the_lower():
     assert list(table["best_test_metric"]) == [0.50, 0.50, 0.50, 0.50, 0.30, INF]
 
 
+@pytest.mark.parametrize("absurd", [1e298, -1e298, INF, NAN])
+def test_where_a_run_has_diverged_nothing_counts(absurd):
+    curves = {**CURVES, ("hf_m256", 1): ([1.0, 0.75, absurd], [0.50, 0.54, 0.99])}
+    table = scores(results(curves))
+    assert list(table["diverged"]) == [False, False, False, True, False, True]
+    assert table[["best_train_loss", "best_test_metric"]].iloc[3].tolist() == [0.75, 0.54]
+    assert table["time_to_target"].iloc[3] == 2.0
+    usual = scores(results())
+    assert list(table["train_score"]) == pytest.approx(list(usual["train_score"]))
+    assert list(table["test_score"]) == pytest.approx(list(usual["test_score"]))
+    rows = summary(results(curves)).set_index("strategy")
+    assert rows["diverged"].to_dict() == {"sgd_constant": 0, "sgd_tenth": 1, "hf_m256": 1}
+    assert rows.loc["hf_m256", "train_loss_mean"] == pytest.approx((0.3 + 0.75) / 2)
+
+
+def test_what_is_not_reached_before_a_run_diverges_is_never_reached():
+    curves = {**CURVES, ("hf_m256", 1): ([1.0, 0.95, -1e298], [0.50, 0.54, 0.99])}
+    assert scores(results(curves))["time_to_target"].iloc[3] == INF
+
+
 def test_best_is_looked_for_within_the_budget():
     table = best(results(budgets=dict.fromkeys(CURVES, (2.0, "seconds"))))
     assert list(table["best_train_loss"]) == [0.9, 0.7, 0.6, 0.75, 1.0, INF]

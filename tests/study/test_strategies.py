@@ -89,14 +89,55 @@ def test_any_optimizer_minimises_the_same_objective():
         assert_same(model, twin)
 
 
-@pytest.mark.parametrize("name", ["sgd_constant", "adam", "lbfgs"])
-def test_frozen_weights_stay_where_they_are(name):
+EVERY = [*(s.name for s in default_strategies(TOY, 60)), "hf_m12", "hf_equal", "adamw(lr=0.01)"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("frozen", ["1", "3", "1.weight 3.weight", "1.bias 3.bias"])
+def test_frozen_parameters_stay_where_they_are_and_the_others_are_trained(name, frozen):
     model, twin = twins()
-    model[1].requires_grad_(False)
+    for part in frozen.split():
+        at = model.get_parameter(part) if "." in part else model.get_submodule(part)
+        at.requires_grad_(False)
     trainer = find_strategy(name, TOY, 60).start(TOY, model, load_data(), generator())
-    trainer.step(0.0)
-    assert_same(model[1], twin[1], rtol=0, atol=0)
-    assert not torch.equal(model[3].weight, twin[3].weight)
+    before = evaluate(TOY, model, load_data()).train_loss
+    for _ in range(10):
+        trainer.step(0.0)
+    for judged in (model, trainer.judged()):
+        for p, q in zip(judged.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(p, q) != p.requires_grad
+    assert evaluate(TOY, trainer.judged(), load_data()).train_loss < before
+
+
+def test_frozen_weights_are_not_in_the_objective():
+    """Else the train loss of the curves were not what a Hessian-free step compares."""
+    model, _ = twins()
+    model[1].requires_grad_(False)
+    assert TOY.l2_term(model) == pytest.approx(0.5 * TOY.weight_decay * model[3].weight.square().sum().item())
+    everything = replace(TOY, curvature_batch=30, gradient_batch=60, evaluation_batch=30)
+    problem = HF("hf", 60, 60, 0, same=True).start(everything, model, load_data(), generator())
+    before = evaluate(TOY, model, load_data()).train_loss
+    assert problem.step(0.0).record.loss_before == pytest.approx(before)
+
+
+@pytest.mark.parametrize("name", ["sgd_constant", "adagrad", "lbfgs"])
+def test_the_l2_term_covers_a_weight_that_the_loss_does_not_depend_on(name):
+    model, _ = twins()
+    model.register_parameter("unused", nn.Parameter(torch.ones(2, 2, dtype=torch.float64)))
+    find_strategy(name, TOY, 60).start(TOY, model, load_data(), generator()).step(0.0)
+    assert (model.unused < 1).all()
+
+
+def test_an_optimizer_that_wants_a_graph_of_the_gradients_is_refused():
+    pytest.importorskip("pytorch_optimizer")
+
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False)).double()
+
+    model, _ = twins(build)
+    trainer = find_strategy("sophiah(lr=0.01)", TOY, 60).start(TOY, model, load_data(), generator())
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        trainer.step(0.0)
 
 
 def test_swa_judges_the_mean_of_the_iterates():
@@ -137,6 +178,25 @@ def test_the_statistics_of_swa_are_those_of_the_mean_network_and_change_no_later
     for _ in range(4):
         other.step(0.0)
     assert_same(model, twin)
+
+
+def test_swa_leaves_the_statistics_of_a_frozen_layer_alone():
+    def build():
+        frozen = torch.nn.BatchNorm2d(1).double().eval()
+        torch.nn.init.constant_(frozen.running_mean, 0.25)
+        torch.nn.init.constant_(frozen.running_var, 4.0)
+        return torch.nn.Sequential(frozen, *build_model(), torch.nn.BatchNorm1d(3).double())
+
+    model, _ = twins(build)
+    swa = SWA(every=1).start(TOY, model, load_data(), generator())
+    evaluate(TOY, swa.judged(), load_data())
+    swa.step(0.0)
+    evaluate(TOY, swa.judged(), load_data())
+    judged = swa.judged()
+    assert judged[0].running_mean.tolist() == [0.25]
+    assert judged[0].running_var.tolist() == [4.0]
+    assert judged[-1].num_batches_tracked == 8  # 60 examples in batches of 8
+    assert judged[-1].momentum == 0.1
 
 
 def test_lbfgs_is_the_optimizer_on_one_batch(monkeypatch):

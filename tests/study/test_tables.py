@@ -32,6 +32,12 @@ def test_the_summary_gives_mean_and_standard_deviation_over_seeds():
     assert row(text, "sgd_tenth")[1:3] == ["∞", "−∞"]
 
 
+def test_the_summary_says_what_diverged():
+    assert "Diverged: sgd_tenth (1 of 2), hf_m256 (1 of 2)" in text_of(summary_tables(results()))
+    fine = {key: curve for key, curve in CURVES.items() if key[0] == "sgd_constant"}
+    assert "iverged" not in text_of(summary_tables(results(fine)))
+
+
 def test_a_single_seed_has_no_deviation():
     one = results({key: curve for key, curve in CURVES.items() if key[1] == 0})
     text = text_of(summary_tables(one))

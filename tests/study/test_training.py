@@ -1,10 +1,13 @@
 import dataclasses
+import math
 
 import pytest
 import torch
 from tests.study.toy import TOY, build_model, load_data, silent
 
+from latephase.study.divergence import DivergedError
 from latephase.study.evaluation import Quality, evaluate
+from latephase.study.problems.problem import Metric
 from latephase.study.training import Checkpoint, checkpoint_epochs, train
 
 
@@ -30,6 +33,41 @@ def test_evaluation_measures_the_objective_and_the_held_out_data(monkeypatch):
     assert quality.test_loss == pytest.approx(TOY.loss(test_outputs, data.test.targets).item(), rel=1e-9)
     assert quality.train_metric == (train_outputs.argmax(1) == data.train.targets).double().mean().item()
     assert quality.test_metric == (test_outputs.argmax(1) == data.test.targets).double().mean().item()
+
+
+def test_evaluation_leaves_every_layer_in_its_mode():
+    model = torch.nn.Sequential(*build_model(), torch.nn.BatchNorm1d(3).double(), torch.nn.Dropout(0.5))
+    model[-2].eval()
+    evaluate(TOY, model, load_data())
+    assert [layer.training for layer in model] == [True] * 4 + [False, True]
+
+
+def test_nothing_is_measured_of_a_network_whose_loss_is_not_finite():
+    def fall(outputs, targets):
+        raise ValueError("no NaN, please")
+
+    model = build_model()
+    torch.nn.init.constant_(model[1].weight, 1e200)  # its square, in the L2 term, is infinite
+    quality = evaluate(dataclasses.replace(TOY, metric=Metric("picky", fall)), model, load_data())
+    assert quality.train_loss == math.inf
+    assert all(map(math.isnan, (quality.train_metric, quality.test_loss, quality.test_metric)))
+
+
+def half_mean_square(outputs, targets):
+    return 0.5 * (outputs - targets[:, None]).square().mean()
+
+
+@pytest.mark.parametrize(("lr", "loss"), [(1e4, r"\d.*e\+\d+"), (1e300, "nan")])
+def test_a_training_that_diverges_is_no_training(lr, loss):
+    """In float64, where the loss of the first is finite for long."""
+    problem = dataclasses.replace(
+        TOY, build_model=lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1)).double(),
+        loss=half_mean_square, lr=lr, metric=Metric("none", lambda outputs, targets: 0.0),
+    )  # fmt: skip
+    kept = []
+    with pytest.raises(DivergedError, match=f"of 'toy' has diverged: the train loss is {loss} after epoch 1, .* lr = "):
+        train(problem, load_data(), epochs=3, seed=0, progress=silent, keep=lambda number, _: kept.append(number))
+    assert not kept
 
 
 def test_training_counts_its_steps_its_work_and_its_time():

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 
 from latephase.curvature.double_backward import DoubleBackward
-from latephase.curvature.ladder import Builder, Choice, CurvatureError, Ladder, Remark, Rung, math_kernels
+from latephase.curvature.ladder import Builder, Choice, CurvatureError, Ladder, Remark, Rung, Verdict, math_kernels
 from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, trace
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Point
+from latephase.curvature.pull_back import filled
 from latephase.curvature.verify import (
     COTANGENT,
     check,
     check_loss_hessian,
     check_transposed,
     difference_and_norm,
+    gain,
     inner,
+    norm,
     rounding,
 )
 
@@ -62,49 +65,42 @@ class GGN(CurvatureOperator):
 
     def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
         """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""
-        g = self._point.gradient_pieces
-        if g is not None and Remark.PAST_OUTPUTS not in self._choice.remarks:
-            known = [(one, piece) for one, piece in zip(v, g, strict=True) if piece is not None]
-            pairs = [inner(self._engine.slopes, Jv), inner([a for a, _ in known], [b for _, b in known])]
-            size = inner(v, v).sqrt() * inner([b for _, b in known], [b for _, b in known]).sqrt()
-            tolerance = _tolerance(self._choice.options)
-            check(self._point, "the derivative along v", [2.0 * size + pairs[0]], [2.0 * size + pairs[1]], tolerance)
+        if self._point.gradient_pieces is None or Remark.PAST_OUTPUTS in self._choice.remarks:
+            return
+        g = filled(self._point.gradient_pieces, self._point.leaves)
+        size = norm(v) * (norm(g) + self._choice.gain * norm(self._engine.slopes))
+        along = [inner(self._engine.slopes, Jv)], [inner(g, v)]
+        check(self._point, "the derivative along v", *along, _tolerance(self._choice.options), cancelled=size)
 
     def _details(self) -> str:
         by = "automatic differentiation" if self._closed_form is None else "closed form"
         return f"; Hessian of the loss in the outputs by {by}"
 
 
-def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> tuple[Remark, ...]:
+def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> Verdict:
     """Hold an engine against reverse differentiation of the closure, as the gradient uses it."""
-    theirs = point.pull_back(engine.slopes)
+    theirs, typical = point.pull_back(engine.slopes), gain(point, engine.vjp)
+    cancelled = typical * norm(engine.slopes)
     if not engine.needs_graph:
-        check(point, "Jᵀu", engine.vjp(engine.slopes), theirs, _tolerance(options))
+        check(point, "Jᵀu", engine.vjp(engine.slopes), theirs, _tolerance(options), cancelled)
     check_transposed(point, engine.jvp, engine.vjp, _tolerance(options))
     check_loss_hessian(point, engine.hvp)
-    return tuple(_remarks(engine, point, theirs))
-
-
-def _remarks(engine: Linearization | DoubleBackward, point: Point, JTs: list[Tensor]) -> list[Remark]:
     assert point.gradient_pieces is not None
-    error, size = difference_and_norm(JTs, point.gradient_pieces)
+    error, size = difference_and_norm(theirs, point.gradient_pieces)
     bends = any(bool(Hw.any()) for Hw in engine.hvp(point.random_outputs(COTANGENT)))
     moves = any(bool(slope.any()) for slope in engine.slopes)
-    past = error > rounding(point) * size
-    return [Remark.PAST_OUTPUTS] * past + [Remark.NO_CURVATURE] * (moves and not bends)
+    past = error > rounding(point) * (size + cancelled)
+    return Verdict((Remark.PAST_OUTPUTS,) * past + (Remark.NO_CURVATURE,) * (moves and not bends), typical)
 
 
 def _check_again(engine: Linearization | DoubleBackward, point: Point, choice: Choice) -> None:
     """Hold an engine of a remembered program against the gradient, which is computed afresh at every point."""
     if engine.needs_graph or point.gradient_pieces is None:
         return
-    if Remark.PAST_OUTPUTS in choice.remarks:
-        theirs = point.pull_back(engine.slopes)
-    else:
-        theirs = [
-            torch.zeros_like(p) if g is None else g for p, g in zip(point.leaves, point.gradient_pieces, strict=True)
-        ]
-    check(point, "the gradient", engine.vjp(engine.slopes), theirs, _tolerance(choice.options))
+    past = Remark.PAST_OUTPUTS in choice.remarks
+    theirs = point.pull_back(engine.slopes) if past else filled(point.gradient_pieces, point.leaves)
+    cancelled = choice.gain * norm(engine.slopes)
+    check(point, "the gradient", engine.vjp(engine.slopes), theirs, _tolerance(choice.options), cancelled)
 
 
 def _tolerance(options: Options) -> float:

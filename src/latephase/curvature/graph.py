@@ -249,6 +249,8 @@ def extract(graph: fx.Graph, inputs: Sequence[Node], outputs: Sequence[Any]) -> 
             env[node] = part.node_copy(node, env.__getitem__)
     part.output([env[node] if isinstance(node, Node) else node for node in outputs])
     fuse(part)
+    for node in part.nodes:
+        node.meta.clear()  # the tensors of the trace, which nobody needs any more
     return fx.GraphModule(torch.nn.Module(), part).forward
 
 
@@ -341,8 +343,13 @@ def _reorder_sum(node: Node) -> None:
             outer.meta.update(node.meta)
             node.replace_all_uses_with(outer)
             for dead in (node, total, rest):
-                node.graph.erase_node(dead)
+                _erase(dead)
             return
+
+
+def _erase(node: Node) -> None:
+    node.graph.erase_node(node)
+    node.meta.clear()  # its neighbours keep it
 
 
 def _fuse_product_into_sum(graph: fx.Graph, node: Node) -> None:
@@ -355,8 +362,8 @@ def _fuse_product_into_sum(graph: fx.Graph, node: Node) -> None:
                 new = graph.call_function(fused, (rest, *product.args))
             new.meta.update(node.meta)
             node.replace_all_uses_with(new)
-            graph.erase_node(node)
-            graph.erase_node(product)
+            _erase(node)
+            _erase(product)
             return
 
 

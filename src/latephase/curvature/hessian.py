@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latephase.curvature.ggn import evaluated_with_math_kernels
-from latephase.curvature.ladder import Builder, Choice, Ladder, Remark, Rung
+from latephase.curvature.ladder import Builder, Choice, Ladder, Rung, Verdict
 from latephase.curvature.linearize import Options
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Point
@@ -46,14 +46,14 @@ class GradientGraph:
             return pull_back(self._grads, self._leaves, v)
 
 
-def _check(engine: GradientGraph, point: Point, options: Options) -> tuple[Remark, ...]:
+def _check(engine: GradientGraph, point: Point, options: Options) -> Verdict:
     """A Hessian is symmetric, which a wrong second derivative has no reason to be."""
     u, v = point.random_direction(COTANGENT), point.random_direction(DIRECTION)
     Hu, Hv = engine.derivative(u), engine.derivative(v)
     scale = inner(Hu, Hu).sqrt() * inner(v, v).sqrt()
     check(point, "uᵀHv", [scale + inner(u, Hv)], [scale + inner(v, Hu)])
     check_hessian(point, engine.derivative)
-    return ()
+    return Verdict()
 
 
 def _check_again(engine: GradientGraph, point: Point, choice: Choice) -> None:

@@ -83,6 +83,18 @@ class Rung(NamedTuple):
     narrows: bool = False
 
 
+class Verdict(NamedTuple):
+    """What a check says of an engine that it found to be right.
+
+    Attributes:
+        remarks: What the user should know.
+        gain: ‖Jᵀu‖ / ‖u‖ for a random u, by which later checks know how large rounding may be.
+    """
+
+    remarks: tuple[Remark, ...] = ()
+    gain: float = 0.0
+
+
 class Choice(NamedTuple):
     """The rung that was chosen, its builder, and why the rungs above were not.
 
@@ -92,6 +104,7 @@ class Choice(NamedTuple):
         options: How it computes.
         refusals: Why others were not chosen, by name.
         remarks: What the user should know of the products.
+        gain: See :class:`Verdict`.
         needs_graph: Whether an engine can only be built, and checked, where a point has its graph.
     """
 
@@ -100,6 +113,7 @@ class Choice(NamedTuple):
     options: Options
     refusals: dict[str, str]
     remarks: tuple[Remark, ...]
+    gain: float
     needs_graph: bool
 
 
@@ -110,13 +124,13 @@ class Ladder(NamedTuple):
         name: Its name.
         rungs: The rungs.
         check: Raises an error unless an engine is right at a point, where its program is used for the first time;
-            returns remarks.
+            returns what there is to say of it.
         check_again: Raises an error unless an engine is right at a later point.
     """
 
     name: str
     rungs: Sequence[Rung]
-    check: Callable[[Any, Point, Options], tuple[Remark, ...]]
+    check: Callable[[Any, Point, Options], Verdict]
     check_again: Callable[[Any, Point, Choice], None]
 
 
@@ -198,14 +212,15 @@ def _first_use(
         try:
             build = rung.prepare(point, chosen)
             engine = build(point)
-            remarks = (*ladder.check(engine, point, chosen), *_repeatability(point))
+            found, gain = ladder.check(engine, point, chosen)
+            remarks = (*found, *_repeatability(point))
         except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
             raise
         except Exception as error:
             refusals[name] = _said(error)
         else:
             needs_graph = engine.needs_graph or Remark.PAST_OUTPUTS in remarks
-            return engine, Choice(name, build, chosen, refusals, remarks, needs_graph)
+            return engine, Choice(name, build, chosen, refusals, remarks, gain, needs_graph)
     raise CurvatureError(
         "this closure has no curvature products:\n"
         + "\n".join(f"  {name}: {reason}" for name, reason in refusals.items())

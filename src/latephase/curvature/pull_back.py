@@ -14,8 +14,7 @@ def pull_back(
     values: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, create_graph: bool = False
 ) -> Tensors:
     """Return ∂⟨values, cotangents⟩/∂inputs; values without a graph are constants."""
-    grads = _pulled_back(values, inputs, cotangents, create_graph)
-    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=True)]
+    return filled(_pulled_back(values, inputs, cotangents, create_graph), inputs)
 
 
 def partial_derivatives(
@@ -38,7 +37,12 @@ def partial_derivatives(
         (through,) = _pulled_back([inputs[j] for j in later], [inputs[i]], weights, create_graph)  # type: ignore[arg-type]
         if through is not None:
             partials[i] = -through if totals[i] is None else totals[i] - through  # type: ignore[operator]
-    return [torch.zeros_like(x) if p is None else p for x, p in zip(inputs, partials, strict=True)]
+    return filled(partials, inputs)
+
+
+def filled(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensors:
+    """The tensors, with zeros in the place of those that are None."""
+    return [torch.zeros_like(x) if t is None else t for t, x in zip(tensors, like, strict=True)]
 
 
 def _pulled_back(

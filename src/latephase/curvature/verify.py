@@ -23,7 +23,12 @@ class DisagreementError(RuntimeError):
 
 
 def check(
-    point: Point, name: str, mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float | None = None
+    point: Point,
+    name: str,
+    mine: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    tolerance: float = 0.0,
+    cancelled: float = 0.0,
 ) -> None:
     """Raise :class:`DisagreementError` unless two computations agree, relative to their norm, up to rounding.
 
@@ -33,11 +38,13 @@ def check(
         mine: One result.
         theirs: The other.
         tolerance: At least this much is allowed besides that of :func:`rounding`.
+        cancelled: The norm of what the results are a sum of, where it may be much larger than theirs: towards a minimum
+            the gradient is small, and its rounding is not.
     """
     # All tensors together: one of them may be zero but for rounding, like the gradient of a bias before BatchNorm.
     error, size = difference_and_norm(mine, theirs)
     # Values that are not finite pass: nothing can be said of them, and a step looks for them itself.
-    if error > max(tolerance or 0.0, rounding(point)) * size:
+    if error > max(tolerance, rounding(point)) * (size + cancelled):
         raise DisagreementError(f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}")
 
 
@@ -73,6 +80,17 @@ def coarsest(point: Point) -> float:
     if point.parameters.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         eps = max(eps, 2.0**-10)
     return eps
+
+
+def gain(point: Point, vjp: Product) -> float:
+    """‖Jᵀu‖ / ‖u‖ for a random u: how large Jᵀu is where nothing cancels."""
+    u = point.random_outputs(COTANGENT)
+    return norm(vjp(u)) / norm(u)
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """The norm of several tensors as one vector."""
+    return difference_and_norm([None] * len(tensors), tensors)[1]
 
 
 def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -152,11 +170,22 @@ def _gradient(point: Point, side: float) -> list[Tensor]:
 def _displaced(point: Point, side: float) -> Iterator[Point]:
     """The closure at a point beside θ, for as long as its derivatives are taken."""
     parameters = point.parameters
-    theta, v = parameters.read(), parameters.join(point.random_direction(DIRECTION))
+    theta, v = parameters.read(), parameters.join(_through_hooks(point, point.random_direction(DIRECTION)))
     with parameters.at(theta + side * _step_size(point) * v, home=theta):
         other = point.evaluated_again()
         with other.evaluation.as_left():
             yield other
+
+
+def _through_hooks(point: Point, v: list[Tensor]) -> list[Tensor]:
+    """What the parameters' gradient hooks make of a vector; products with the Hessian apply them on both sides."""
+    result = []
+    for p, piece in zip(point.leaves, v, strict=True):
+        for hook in (p._backward_hooks or {}).values():
+            changed = hook(piece)
+            piece = piece if changed is None else changed
+        result.append(piece)
+    return result
 
 
 def _step_size(point: Point) -> float:
