@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.networks import Network, Task
 from benchmarks.peers import METHODS
 from benchmarks.timing import ratios, seconds, set_up_and_multiply, spread
 from latephase import HessianFree
+from latephase.curvature import GGN
 
 CG_ITERATIONS = 10
 MICRO_BATCHES = 8
@@ -48,8 +50,27 @@ def take_accumulating_step(task: Task, optimizer: HessianFree, evaluation: Data,
     )
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Take steps without what holds every point against its gradient, to see what that takes."""
+    ladder, first_product = GGN.LADDER, GGN._hold_against_gradient
+    GGN.LADDER = ladder._replace(check_again=lambda *_: None)
+    GGN._hold_against_gradient = lambda *_: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        GGN.LADDER, GGN._hold_against_gradient = ladder, first_product  # type: ignore[method-assign]
+
+
+def take_unchecked_step(task: Task, optimizer: HessianFree, evaluation: Data) -> None:
+    """Take the same step without those checks."""
+    with unchecked():
+        take_step(task, optimizer, evaluation)
+
+
 STEPS: dict[str, Callable[[Task, HessianFree, Data], None]] = {
     "step": take_step,
+    "unchecked": take_unchecked_step,
     "all_in_memory": partial(take_accumulating_step, in_memory=MICRO_BATCHES),
     "one_in_memory": partial(take_accumulating_step, in_memory=1),
 }
@@ -89,6 +110,7 @@ def measure_steps(network: Network, device: torch.device, rounds: int) -> dict[s
         "seconds": spread(times["step"]),
         "in_gradients": ratios(times["step"], times["gradient"]),
         "setup_share": ratios(times["setup"], times["step"]),
+        "checks": ratios(times["step"], times["unchecked"]),
         "all_in_memory": ratios(times["all_in_memory"], times["step"]),
         "one_in_memory": ratios(times["one_in_memory"], times["step"]),
         "differences": {name: _difference(move, moves["step"]) for name, move in moves.items() if name != "step"},

@@ -13,7 +13,6 @@ from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Option
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Point
-from latephase.curvature.pull_back import filled
 from latephase.curvature.verify import (
     COTANGENT,
     check,
@@ -65,9 +64,9 @@ class GGN(CurvatureOperator):
 
     def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
         """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""
-        if self._point.gradient_pieces is None or Remark.PAST_OUTPUTS in self._choice.remarks:
+        g = self._point.gradient_pieces
+        if g is None or Remark.PAST_OUTPUTS in self._choice.remarks:
             return
-        g = filled(self._point.gradient_pieces, self._point.leaves)
         size = norm(v) * (norm(g) + self._choice.gain * norm(self._engine.slopes))
         along = [inner(self._engine.slopes, Jv)], [inner(g, v)]
         check(self._point, "the derivative along v", *along, _tolerance(self._choice.options), cancelled=size)
@@ -98,7 +97,7 @@ def _check_again(engine: Linearization | DoubleBackward, point: Point, choice: C
     if engine.needs_graph or point.gradient_pieces is None:
         return
     past = Remark.PAST_OUTPUTS in choice.remarks
-    theirs = point.pull_back(engine.slopes) if past else filled(point.gradient_pieces, point.leaves)
+    theirs = point.pull_back(engine.slopes) if past else point.gradient_pieces
     cancelled = choice.gain * norm(engine.slopes)
     check(point, "the gradient", engine.vjp(engine.slopes), theirs, _tolerance(choice.options), cancelled)
 

@@ -25,8 +25,8 @@ class DisagreementError(RuntimeError):
 def check(
     point: Point,
     name: str,
-    mine: Sequence[Tensor],
-    theirs: Sequence[Tensor],
+    mine: Sequence[Tensor | None],
+    theirs: Sequence[Tensor | None],
     tolerance: float = 0.0,
     cancelled: float = 0.0,
 ) -> None:
@@ -53,18 +53,16 @@ def difference_and_norm(mine: Sequence[Tensor | None], theirs: Sequence[Tensor |
     parts = []
     for a, b in zip(mine, theirs, strict=True):
         if a is not None or b is not None:
-            one, other = (_real(x) if x is not None else torch.zeros((), device=_device(a, b)) for x in (a, b))
-            parts.append(torch.stack([_norm(one - other), _norm(other)]))
+            one, other = (None if x is None else _real(x) for x in (a, b))
+            off = other if one is None else one if other is None else one - other
+            assert off is not None
+            parts.append(torch.stack([_norm(off), _norm(torch.zeros_like(off) if other is None else other)]))
     norms = torch.stack(parts).square().sum(dim=0).sqrt().tolist() if parts else [0.0, 0.0]
     return norms[0], norms[1]
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64)
-
-
-def _device(a: Tensor | None, b: Tensor | None) -> torch.device:
-    return next(x.device for x in (a, b) if x is not None)
+    return torch.linalg.vector_norm(tensor).double()
 
 
 def rounding(point: Point) -> float:
@@ -88,14 +86,15 @@ def gain(point: Point, vjp: Product) -> float:
     return norm(vjp(u)) / norm(u)
 
 
-def norm(tensors: Sequence[Tensor]) -> float:
-    """The norm of several tensors as one vector."""
-    return difference_and_norm([None] * len(tensors), tensors)[1]
+def norm(tensors: Sequence[Tensor | None]) -> float:
+    """The norm of several tensors as one vector; None is zero."""
+    return float(torch.stack([_norm(_real(t)) for t in tensors if t is not None]).square().sum().sqrt())
 
 
-def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Return ⟨a, b⟩ in float64; complex numbers count as pairs of real ones."""
-    return torch.stack([(_real(x).double() * _real(y).double()).sum() for x, y in zip(a, b, strict=True)]).sum()
+def inner(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
+    """Return ⟨a, b⟩ as a float64; complex numbers count as pairs of real ones, None as zero."""
+    pairs = [(_real(x), _real(y)) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return torch.stack([x.reshape(-1).dot(y.reshape(-1)).double() for x, y in pairs]).sum()
 
 
 def check_transposed(point: Point, jvp: Product, vjp: Product, tolerance: float) -> None:
