@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import random
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -459,8 +460,6 @@ def test_ordinary_closures_are_traced_once(habit: str, monkeypatch: pytest.Monke
 
 
 def count_traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    import sys
-
     module, traced = sys.modules["latephase.curvature.ggn"], []
     trace = module.trace
     monkeypatch.setattr(module, "trace", lambda *args: traced.append(args) or trace(*args))
