@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from latephase.curvature.autograd_graph import is_custom, newest_node, parameter_below
-from latephase.curvature.program import Call, External, Parameter, Program, Result, Settings, build, metadata
+from latephase.curvature.program import Call, External, Parameter, Program, Result, Settings, build, mapped, metadata
 from latephase.random_state import rng_state
 from latephase.watching import storage_of, tensors_in
 
@@ -113,17 +113,7 @@ class Recording(TorchFunctionMode):
 
     def _origins(self, value: Any) -> Any:
         """The same arguments with every tensor replaced by where it came from; no container is shared."""
-        if isinstance(value, Tensor):
-            return self._origin(value)
-        if type(value) in (list, tuple):
-            return type(value)([self._origins(item) for item in value])
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self._origins, value))
-        if isinstance(value, dict):
-            return {key: self._origins(item) for key, item in value.items()}
-        if isinstance(value, slice):
-            return slice(*map(self._origins, (value.start, value.stop, value.step)))
-        return value
+        return mapped(value, lambda leaf: self._origin(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def _origin(self, tensor: Tensor) -> Parameter | Result | External:
         known = self._known.get(id(tensor))

@@ -106,8 +106,8 @@ def check_transposed(point: Point, jvp: Product, vjp: Product, tolerance: float)
     v = point.random_direction(DIRECTION)
     Jv = jvp(v)
     noise = point.random_outputs(COTANGENT)
-    size, noise_size = float(inner(Jv, Jv)) ** 0.5, float(inner(noise, noise)) ** 0.5
-    scale = 0.5 * size / noise_size if size > 0.0 else 1.0
+    size = norm(Jv)
+    scale = 0.5 * size / norm(noise) if size > 0.0 else 1.0
     u = [a + (scale * b).to(a.dtype) for a, b in zip(Jv, noise, strict=True)]
     check(point, "uᵀJv", [inner(u, Jv)], [inner(vjp(u), v)], tolerance)
 
@@ -142,9 +142,8 @@ def check_hessian(point: Point, derivative: Product) -> None:
 def _check_difference(
     point: Point, what: str, mine: list[Tensor], difference: list[Tensor], size: list[Tensor], names: list[str]
 ) -> None:
-    noise = 20.0 * coarsest(point) * float(inner(size, size)) ** 0.5
-    error = [a - b for a, b in zip(mine, difference, strict=True)]
-    off, whole = (float(inner(t, t)) ** 0.5 for t in (error, difference))
+    noise = 20.0 * coarsest(point) * norm(size)
+    off, whole = difference_and_norm(mine, difference)
     if off > 0.2 * whole + noise:
         raise DisagreementError(
             f"{what} disagrees with differences of first derivatives ({off:.1e} where the norm is {whole:.1e}): the "
