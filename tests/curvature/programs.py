@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 VECTORS = 3  # a product is compared on this many random vectors
+PENALTY = 0.01  # times the squares, where a closure penalises weights
 KNOBS = [Knobs(0.8, 2, True, 0, 1), Knobs(1.3, 3, False, 1, 2)]
 
 
@@ -211,7 +212,7 @@ class Program:
         weight = 1.0 + 0.1 * h.sin().mean() if self.weighs else None
         loss = self.loss_of_outputs(outputs, weight)
         if self.penalises:
-            loss = loss + 0.01 * sum(p.square().sum() for p in self.params)
+            loss = loss + PENALTY * sum(p.square().sum() for p in self.params)
         if self.logs:
             self.world.log.extend([loss.detach(), loss.item(), loss])
         if self.calls_backward:
@@ -424,6 +425,9 @@ def output_hessian(program: Program, outputs: Sequence[Tensor], weight: Tensor |
         torch.view_as_complex(piece) if z.is_complex() else piece for piece, z in zip(pieces, outputs, strict=True)
     ]
     loss = program.loss_of_outputs(variables, None if weight is None else weight.detach())
+    if program.penalises:  # a parameter that is an output itself is penalised as an output
+        returned = [v for v, z in zip(variables, outputs, strict=True) if any(z is p for p in program.params)]
+        loss = loss + PENALTY * sum(v.square().sum() for v in returned)
     (slope,) = torch.autograd.grad(loss, flat, create_graph=True)
     return jacobian([slope], [flat])
 
