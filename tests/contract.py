@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-import latephase.optimizer
+import latephase.parts.cg
 from latephase import HessianFree
-from latephase.parts.cg import CGPath
+from latephase.parts.conjugate_gradients import CGPath
 
 Batch = tuple[Tensor, Tensor]
 Forward = Callable[[], tuple[Tensor, Tensor]]
@@ -160,8 +160,8 @@ class Spy:
         self.b: list[Tensor] = []
         self.options: list[dict[str, Any]] = []
         self.paths: list[CGPath] = []
-        self._cg = latephase.optimizer.cg
-        monkeypatch.setattr(latephase.optimizer, "cg", self)
+        self._cg = latephase.parts.cg.cg
+        monkeypatch.setattr(latephase.parts.cg, "cg", self)
 
     def __call__(self, A: Callable[[Tensor], Tensor], b: Tensor, **options: Any) -> CGPath:
         self.b.append(b.clone())

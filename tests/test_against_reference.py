@@ -14,9 +14,9 @@ from tests.cases import Batch, LossFunction, case
 from tests.comparison import TOLERANCE, assert_close
 from torch import Tensor, nn
 
-import latephase.optimizer
+import latephase.parts.cg
 from latephase import HessianFree, StepRecord
-from latephase.parts.cg import CGPath
+from latephase.parts.conjugate_gradients import CGPath
 
 STEPS = 20
 
@@ -427,13 +427,13 @@ def preconditioners(
 def spy_on_cg(monkeypatch: pytest.MonkeyPatch) -> list[CGPath]:
     """Collect the paths that the optimizer's conjugate gradients take."""
     paths = []
-    cg = latephase.optimizer.cg
+    cg = latephase.parts.cg.cg
 
     def spy(*args: Any, **kwargs: Any) -> CGPath:
         paths.append(cg(*args, **kwargs, in_memory=1000))
         return paths[-1]
 
-    monkeypatch.setattr(latephase.optimizer, "cg", spy)
+    monkeypatch.setattr(latephase.parts.cg, "cg", spy)
     return paths
 
 

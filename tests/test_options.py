@@ -30,7 +30,17 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from latephase import CGStop, HessianFree, Outcome
 from latephase.curvature import CurvatureWarning
-from latephase.parts.backtracking import backtracking_grid
+from latephase.parts import (
+    CG,
+    Armijo,
+    Backtracking,
+    ConstantDamping,
+    DampedProblem,
+    FullStep,
+    LastIterate,
+    LevenbergMarquardt,
+    Path,
+)
 
 Test = TypeVar("Test", bound=Callable[..., None])
 
@@ -192,7 +202,7 @@ def test_use_cg_backtracking() -> None:
         records[use] = problem.opt.last_step
     assert records[False].cg_iterate == records[False].cg_iterations == records[True].cg_iterations
     assert records[None].cg_iterate == records[True].cg_iterate < records[True].cg_iterations
-    assert records[True].cg_iterate in backtracking_grid(50)
+    assert records[True].cg_iterate in Backtracking().wanted(50)
     assert records[True].loss_after < records[False].loss_after
 
 
@@ -369,6 +379,132 @@ def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["run"] >= 4  # in every product
     for p, q in zip(networks[0].parameters(), networks[2].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- the parts, as objects
+
+
+class Dense:
+    """A solver of one's own: the model's minimum by a dense factorisation."""
+
+    def __call__(self, problem: DampedProblem) -> Path:
+        A = dense(problem.product, problem.b)
+        p = torch.linalg.solve(A, problem.b)
+        return Path({7: p}, predicted=float(-0.5 * problem.b @ p), iterations=7)
+
+
+def moved(**options: Any) -> tuple[Tensor, Problem]:
+    """Where two steps lead, and how."""
+    problem = plain(**options)
+    for _ in range(2):
+        problem.step()
+    return theta(problem), problem
+
+
+@shows("__init__.solver")
+def test_solver() -> None:
+    assert HessianFree(plain_network().parameters()).solver == CG()
+    for by_flags, by_part in [
+        ({"cg_max_iter": 250}, {"solver": "cg"}),
+        ({"cg_max_iter": 3}, {"solver": CG(max_iter=3)}),
+        ({"cg_max_iter": None, "cg_decay_x0": 0.5}, {"solver": CG(max_iter=None, decay_x0=0.5)}),
+        ({"martens_conv_crit": False, "cg_max_iter": 9}, {"solver": CG(martens=False, max_iter=9)}),
+    ]:
+        expected, _ = moved(**by_flags)
+        actual, _ = moved(**{"cg_max_iter": 250, **by_part})
+        assert torch.equal(actual, expected)
+    assert HessianFree(plain_network().parameters(), nonpos_curv_option="ignore").solver == CG(nonpositive="ignore")
+
+
+def test_a_solver_of_ones_own() -> None:
+    problem = plain(cg_max_iter=250, solver=Dense(), line_search=FullStep())
+    before, (model, data) = theta(problem), (problem.model, problem.gradient[0])
+    G, g = ggn(model, data), gradient(model, data)
+    problem.step()
+    assert_close(theta(problem), before - torch.linalg.solve(G + identity(G), g))
+    record = problem.opt.last_step
+    assert (record.cg_iterate, record.cg_iterations, record.cg_stop, record.warm_started) == (7, 7, None, False)
+    assert 0.0 < record.reduction_ratio < 2.0
+
+
+class Nowhere:
+    """A solver that finds no direction."""
+
+    def __call__(self, problem: DampedProblem) -> Path:
+        return Path({}, predicted=0.0)
+
+
+def test_a_solver_that_finds_nothing() -> None:
+    problem = plain(cg_max_iter=250, solver=Nowhere())
+    before = theta(problem)
+    problem.step()
+    assert problem.opt.last_step.outcome is Outcome.NO_DIRECTION
+    assert problem.opt.last_step.next_damping == 1.5
+    assert torch.equal(theta(problem), before)
+
+
+@shows("__init__.damping_rule")
+def test_damping_rule() -> None:
+    assert HessianFree(plain_network().parameters()).damping_rule == LevenbergMarquardt()
+    assert HessianFree(plain_network().parameters(), adapt_damping=False).damping_rule == ConstantDamping()
+    for rule, damping in [(LevenbergMarquardt(decrease=0.5), 0.5), (ConstantDamping(), 1.0), (lambda a, p: 3.0, 3.0)]:
+        problem = plain(damping_rule=rule)
+        problem.step()
+        assert problem.opt.last_step.next_damping == damping
+
+
+@shows("__init__.backtracking")
+def test_backtracking(spy: Spy) -> None:
+    assert HessianFree(plain_network().parameters()).backtracking == Backtracking()
+    assert HessianFree(plain_network().parameters(), use_cg_backtracking=False).backtracking == LastIterate()
+    options = {"damping": 1e-4, "martens_conv_crit": False}
+    for part, there_are in [
+        (Backtracking(), {0, 1, 2, 3}),
+        (Backtracking(gamma=3.0), {0, 2, 8, 26}),
+        (LastIterate(), set()),
+    ]:
+        problem = plain(backtracking=part, **options)
+        problem.step()
+        last = problem.opt.last_step.cg_iterations
+        kept = set(spy.paths[-1].iterates)
+        assert kept >= {n for n in there_are if n < last}
+        assert kept == {n for n in part.wanted(50) if n <= last} | {last}
+
+
+@shows("__init__.line_search")
+def test_line_search() -> None:
+    assert HessianFree(plain_network().parameters()).line_search == Armijo()
+    assert HessianFree(plain_network().parameters(), use_linesearch=False).line_search == FullStep()
+    for part, size in [(Armijo(beta=0.5, max_reductions=1), 2.0), (FullStep(), 4.0)]:
+        # A tenth of the curvature makes the step too long by far.
+        problem = plain(line_search=part, lr=4.0, damping=0.0, cg_max_iter=1)
+        problem.step()
+        assert problem.opt.last_step.step_size in (size, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solver": CG(), "cg_max_iter": 10}, "solver replaces cg_max_iter"),
+        ({"solver": CG(), "cg_decay_x0": 0.5}, "solver replaces cg_max_iter"),
+        ({"solver": CG(), "martens_conv_crit": False}, "solver replaces cg_max_iter"),
+        ({"solver": CG(), "nonpos_curv_option": "ignore"}, "solver replaces cg_max_iter"),
+        ({"damping_rule": LevenbergMarquardt(), "adapt_damping": False}, "damping_rule is given, and switched off"),
+        ({"backtracking": Backtracking(), "use_cg_backtracking": False}, "backtracking is given, and switched off"),
+        ({"line_search": Armijo(), "use_linesearch": False}, "line_search is given, and switched off"),
+        ({"solver": CG}, "solver must be an object, such as CG"),
+        ({"line_search": Armijo}, "line_search must be an object, such as Armijo"),
+        ({"solver": 3}, "solver must be callable"),
+    ],
+)
+def test_a_part_and_its_flag_are_an_error(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        HessianFree(plain_network().parameters(), **options)
+
+
+def test_a_solver_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="solver must be one of 'cg'"):
+        HessianFree(plain_network().parameters(), solver="newton")
 
 
 # ---------------------------------------------------------------------- step

@@ -19,10 +19,13 @@ from tests.contract import Problem, closure, differences, network, places, plain
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+import latephase.damped_optimizer
 import latephase.objective
 import latephase.optimizer
 import latephase.parameters
+import latephase.snapshots
 import latephase.transaction
+import latephase.trial_points
 from latephase import CGStop, HessianFree, Outcome, StepUndoneWarning
 
 WAYS = ["step", "acc_step"]
@@ -201,7 +204,15 @@ class InterruptAtLine:
     That is harder than an interrupt in a closure: it also hits the code that enters, leaves and cleans up.
     """
 
-    MODULES = (latephase.optimizer, latephase.objective, latephase.parameters, latephase.transaction)
+    MODULES = (
+        latephase.optimizer,
+        latephase.damped_optimizer,
+        latephase.objective,
+        latephase.parameters,
+        latephase.trial_points,
+        latephase.transaction,
+        latephase.snapshots,
+    )
     FILES = frozenset(module.__file__ for module in MODULES)
 
     def __init__(self, line: tuple[str, int] | None = None, occurrence: int = 0) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Function = TypeVar("Function")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
-def boolean(name: str, value: Any) -> bool:
+
+def boolean(name: str, value: object) -> bool:
     """Check for True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return value
 
 
-def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+def choice(name: str, value: object, allowed: Iterable[str]) -> str:
     """Check for one of the ``allowed`` words."""
     allowed = list(allowed)
     if value not in allowed:
@@ -26,7 +30,7 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)
 
 
-def positive_integer(name: str, value: Any) -> int:
+def positive_integer(name: str, value: object) -> int:
     """Check for an integer ≥ 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer ≥ 1, not {value!r}")
@@ -35,24 +39,33 @@ def positive_integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def non_negative(name: str, value: Any) -> float:
+def non_negative(name: str, value: object) -> float:
     """Check for a finite number ≥ 0."""
     return _in_range(name, value, 0.0, math.inf)
 
 
-def fraction(name: str, value: Any) -> float:
+def positive(name: str, value: object) -> float:
+    """Check for a finite number > 0."""
+    number = non_negative(name, value)
+    if number == 0.0:
+        raise ValueError(f"{name} must be > 0 and finite, not {value!r}")
+    return number
+
+
+def fraction(name: str, value: object) -> float:
     """Check for a number in [0, 1]."""
     return _in_range(name, value, 0.0, 1.0)
 
 
-def positive_fraction(name: str, value: Any) -> float:
+def positive_fraction(name: str, value: object) -> float:
     """Check for a number in (0, 1]."""
-    if fraction(name, value) == 0.0:
+    number = fraction(name, value)
+    if number == 0.0:
         raise ValueError(f"{name} must be > 0 and at most 1, not {value!r}")
-    return float(value)
+    return number
 
 
-def positive_bounds(name: str, value: Any) -> tuple[float, float]:
+def positive_bounds(name: str, value: object) -> tuple[float, float]:
     """Check for a pair 0 < lower ≤ upper, both finite."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} must be a pair (lower, upper), not {value!r}")
@@ -62,7 +75,7 @@ def positive_bounds(name: str, value: Any) -> tuple[float, float]:
     return lower, upper
 
 
-def real_vector(name: str, value: Any, like: Tensor) -> Tensor:
+def real_vector(name: str, value: object, like: Tensor) -> Tensor:
     """Check for a real floating-point vector with the shape and device of ``like``; return it in its dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {tuple(like.shape)}, not {type(value).__name__}")
@@ -74,21 +87,21 @@ def real_vector(name: str, value: Any, like: Tensor) -> Tensor:
     return value.detach().to(like.dtype)
 
 
-def floating_dtype(name: str, value: Any) -> torch.dtype | None:
+def floating_dtype(name: str, value: object) -> torch.dtype | None:
     """Check for a floating-point dtype or None."""
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise TypeError(f"{name} must be a floating-point torch.dtype or None, not {value!r}")
     return value
 
 
-def function(name: str, value: Any) -> Callable[..., Any]:
+def function(name: str, value: Function) -> Function:
     """Check for something that can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, not {value!r}")
     return value
 
 
-def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
+def pairs(name: str, value: Iterable[tuple[X, Y]]) -> list[tuple[X, Y]]:
     """Check for a list, or anything else that can be iterated over, of at least one ``(inputs, targets)``."""
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
         raise TypeError(f"{name} must be a list of (inputs, targets), not {value!r}")
@@ -103,7 +116,7 @@ def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
     return entries
 
 
-def vector_map(name: str, mapping: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+def vector_map(name: str, mapping: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
     """Wrap a function ``v -> w`` so that each w is checked like :func:`real_vector`, and v stays as it is."""
     function(name, mapping)
 
@@ -113,7 +126,7 @@ def vector_map(name: str, mapping: Callable[[Tensor], Any]) -> Callable[[Tensor]
     return checked
 
 
-def _in_range(name: str, value: Any, lower: float, upper: float) -> float:
+def _in_range(name: str, value: object, lower: float, upper: float) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):

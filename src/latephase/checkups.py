@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from latephase.objective import Objective
+from latephase.parameters import Parameters
 
-AROUND_A_STEP = ("latephase.optimizer", "latephase.checkups", "latephase.transaction", "torch.optim.")
+AROUND_A_STEP = (
+    "latephase.optimizer", "latephase.damped_optimizer", "latephase.checkups", "latephase.transaction", "torch.optim.",
+)  # fmt: skip
 
 
 def refuse_grad_scaler(optimizer: torch.optim.Optimizer) -> None:
@@ -45,9 +48,18 @@ def refuse_cached_parametrizations() -> None:
         )
 
 
-def check_deterministic(first: Objective, second: Objective) -> None:
+def refuse_missing_closure(*, used: bool) -> None:
+    """Raise TypeError for a step without a closure by an optimizer that is ``used``, in whatever sense."""
+    if used:
+        raise TypeError(
+            "step needs a closure that computes the loss, as it is evaluated several times: opt.step(closure), "
+            "where closure() returns (loss, outputs); gradients in .grad are not used"
+        )
+
+
+def check_deterministic(parameters: Parameters, first: Objective, second: Objective) -> None:
     """Warn if two evaluations of the same problem differ."""
-    differing = differing_parts(fingerprint(first), fingerprint(second))
+    differing = differing_parts(fingerprint(parameters, first), fingerprint(parameters, second))
     if differing:
         warn_caller(
             f"evaluated twice at the same point, these differ: {', '.join(differing)}. The quadratic model changes "
@@ -63,16 +75,14 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def fingerprint(objective: Objective) -> dict[str, Tensor]:
+def fingerprint(parameters: Parameters, objective: Objective) -> dict[str, Tensor]:
     """Loss, gradient, and a product with a fixed random vector."""
-    parameters = objective.parameters
-    loss_model, grad = objective.loss_and_grad()
-    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(grad)
-    loss = objective.loss(objective.theta)
+    _, loss_model, loss, gradient, curvature = objective.expand()
+    v = torch.randn(parameters.numel, generator=torch.Generator().manual_seed(0), device="cpu").to(gradient)
     return {
         "the loss": torch.tensor([loss if loss_model is None else loss_model, loss], dtype=torch.float64, device="cpu"),
-        "the gradient": grad,
-        "a curvature product": objective.curvature()(v),
+        "the gradient": gradient,
+        "a curvature product": curvature(v),
     }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -77,28 +76,6 @@ class Parameters:
         if all(value == values[0][0] for value, _ in values):
             return values[0][0]
         return torch.cat([torch.full((n,), value, dtype=self.dtype, device=self.device) for value, n in values])
-
-    @contextmanager
-    def at(self, theta: Tensor, home: Tensor) -> Iterator[None]:
-        """Within the context the parameters hold ``theta``; afterwards ``home``, both of shape (P,).
-
-        For trial points. Everything sees them that sees the parameters: modules, custom Functions, TorchScript.
-        """
-        try:
-            self.put(theta)
-            yield
-        finally:
-            self.put(home)
-
-    def put(self, theta: Tensor) -> None:
-        """Copy a vector into the parameters unseen by autograd, so that graphs kept for products stay valid."""
-        if self.tensors:
-            torch._foreach_copy_([p.data for p in self.tensors], self.split(theta))
-
-
-def plus_scaled(x: Tensor, factor: float | Tensor, v: Tensor) -> Tensor:
-    """Return x + factor · v, vectors of shape (P,), with no more memory than the result takes."""
-    return torch.addcmul(x, factor, v) if isinstance(factor, Tensor) else torch.add(x, v, alpha=factor)
 
 
 def _check_supported(p: Tensor, device: torch.device) -> None:

@@ -66,7 +66,7 @@ def seed(device: torch.device, value: int) -> None:
         sys.modules["numpy"].random.seed(value % 2**32)
 
 
-def rewind(generator: Any) -> Callable[[], None] | None:
+def rewind(generator: object) -> Callable[[], None] | None:
     """A function that takes a generator of its own back to where it stands now; None for anything else."""
     if isinstance(generator, torch.Generator):
         state = generator.get_state()

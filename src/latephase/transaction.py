@@ -16,12 +16,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from latephase.parameters import Parameters
-from latephase.random_state import RandomState, read_random_state, rewind, seed, set_rng_state, write_random_state
-from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes, put_back, storage_of, version_of
-
-# What PyTorch itself keeps in a module's dictionary, as opposed to what its author does.
-_PYTORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
-
+from latephase.random_state import RandomState, read_random_state, seed, set_rng_state, write_random_state
+from latephase.snapshots import Attributes, Buffer, OptimizerState
+from latephase.trial_points import put
+from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes, storage_of
 
 Result = TypeVar("Result")
 
@@ -30,69 +28,10 @@ class ParametersWrittenError(RuntimeError):
     """The closure wrote to parameters while it was evaluated at θ."""
 
 
-class _Buffer:
-    """A buffer's place in its module, the tensor that lay there (None before a lazy first call), and its values."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        self._tensor = getattr(module, name)
-        self._values = None if self._tensor is None else self._tensor.detach().clone()
-        self._version = None if self._tensor is None else version_of(self._tensor)
-
-    @property
-    def changed(self) -> bool:
-        """Whether the tensor was written to since, or may have been."""
-        return self._tensor is not None and (self._version is None or self._tensor._version != self._version)
-
-    def restore(self) -> None:
-        """Put the tensor back into its place, and its values into the tensor if it was written to since."""
-        if self.changed:
-            self._copy()
-        self._place()
-
-    def enforce(self) -> None:
-        """The same, whether or not a write was counted."""
-        if self._tensor is not None:
-            self._copy()
-        self._place()
-
-    def _copy(self) -> None:
-        assert self._values is not None
-        put_back(self._tensor, self._values, self._tensor, self._version)
-
-    def _place(self) -> None:
-        if getattr(self.module, self.name) is not self._tensor:
-            setattr(self.module, self.name, self._tensor)
-
-
-class _Attributes:
-    """What a module's author keeps in it besides parameters, buffers and modules: flags, counters, hidden states."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self._values = {name: value for name, value in vars(module).items() if name not in _PYTORCHS_OWN}
-        self._rewinds = [back for value in self._values.values() if (back := rewind(value)) is not None]
-
-    changed = False  # no backward pass reads an attribute
-
-    def restore(self) -> None:
-        """Put every attribute back, and every generator among them."""
-        now = vars(self.module)
-        for name in [name for name in now if name not in self._values and name not in _PYTORCHS_OWN]:
-            del now[name]
-        for name, value in self._values.items():
-            if now.get(name, self) is not value:
-                now[name] = value
-        for back in self._rewinds:
-            back()
-
-    enforce = restore
-
-
 class Left:
     """What an evaluation left behind: in the modules and tensors, in the random numbers, and θ if it wrote to it."""
 
-    def __init__(self, random_state: RandomState, modules: list[_Buffer | _Attributes], writes: WriteLog) -> None:
+    def __init__(self, random_state: RandomState, modules: list[Buffer | Attributes], writes: WriteLog) -> None:
         self.random_state = random_state
         self._modules = modules
         self._writes = writes
@@ -153,15 +92,21 @@ class Transaction:
 
     Args:
         parameters: The step's parameters, which hold θ.
+        optimizer: Whose state and damping belong to the step too.
+
+    Attributes:
+        theta: θ, shape (P,).
+        storages: The memory of the parameters, which is θ's affair.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._parameters = parameters
+        self._optimizer = None if optimizer is None else OptimizerState(optimizer, parameters.tensors)
         self._device = parameters.device
-        self._theta = parameters.read()
-        self.storages = frozenset(storage_of(p) for p in parameters.tensors)  # of the parameters, which are θ's affair
+        self.theta = parameters.read()
+        self.storages = frozenset(storage_of(p) for p in parameters.tensors)
         self._start = read_random_state(self._device)
-        self._found: list[_Buffer | _Attributes] = []
+        self._found: list[Buffer | Attributes] = []
         self._seen: set[nn.Module] = set()
         self._writes = WriteLog()
         self._after: Left | None = None
@@ -238,9 +183,11 @@ class Transaction:
         write_random_state(self._device, self._start)
         self._writes.restore(self.storages)
         if to_start or self._writes.touches(self._parameters.tensors):
-            self._parameters.put(self._theta)
+            put(self._parameters, self.theta)
         for one in self._found:
             one.enforce() if to_start else one.restore()
+        if to_start and self._optimizer is not None:
+            self._optimizer.restore()
 
     def commit(self) -> None:
         """Leave everything as the first evaluation left it."""
@@ -248,13 +195,12 @@ class Transaction:
             write_random_state(self._device, self._after.random_state)
             self._after.enforce(self.storages)
             if self._after.theta is not None:
-                self._parameters.put(self._after.theta)
+                put(self._parameters, self._after.theta)
 
     def now(self) -> Left:
         """What there is now of all that the evaluations changed so far."""
         again = [
-            _Buffer(one.module, one.name) if isinstance(one, _Buffer) else _Attributes(one.module)
-            for one in self._found
+            Buffer(one.module, one.name) if isinstance(one, Buffer) else Attributes(one.module) for one in self._found
         ]
         return Left(read_random_state(self._device), again, self._writes.after())
 
@@ -267,7 +213,7 @@ class Transaction:
     def _parameters_written(self, versions: list[int]) -> bool:
         tensors = self._parameters.tensors
         touched = self._writes.touches(tensors) or [p._version for p in tensors] != versions
-        return touched and not torch.equal(self._parameters.read(), self._theta)
+        return touched and not torch.equal(self._parameters.read(), self.theta)
 
     def _remember(self, module: nn.Module, args: object) -> None:
         """Copy buffers and attributes of a module and its children before its first call."""
@@ -280,35 +226,50 @@ class Transaction:
                 if child not in self._seen:
                     self._seen.add(child)
                     for name, _ in child._buffers.items():  # noqa: PERF102 — TorchScript's look-alike has only this
-                        self._found.append(_Buffer(child, name))
+                        self._found.append(Buffer(child, name))
                     if not isinstance(child, torch.jit.ScriptModule):
-                        self._found.append(_Attributes(child))
+                        self._found.append(Attributes(child))
 
 
 def settled(
-    parameters: Parameters, attempt: Callable[[Transaction], Result], undo: Callable[[], None] = lambda: None
+    parameters: Parameters,
+    attempt: Callable[[Transaction], Result],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    undone: Callable[[Result], bool] = lambda result: False,
 ) -> Result:
-    """Run ``attempt`` within a transaction; if it raises, roll that back and call ``undo``.
+    """Run ``attempt`` within a transaction, and leave everything as its first evaluation did; or roll it back.
 
     Where its first evaluation writes to the parameters, as a data-dependent initialisation or an embedding with
     ``max_norm`` does, that is taken over as the canonical update, and the attempt is made once more from there.
 
+    Args:
+        parameters: The step's parameters.
+        attempt: What to do.
+        optimizer: Whose state and damping are part of what is rolled back.
+        undone: Says of a result whether it is to leave nothing behind. So does an exception.
+
     Raises:
-        RuntimeError: If it writes to them again.
+        RuntimeError: If it writes to the parameters again.
     """
     depth = len(function_modes())
-    found = running = Transaction(parameters)
-    try:
-        try:
-            return attempt(found)
-        except ParametersWrittenError:
-            found.commit()
-        running = Transaction(parameters)
-        return attempt(running)
-    except BaseException as error:
+    found = running = Transaction(parameters, optimizer)
+
+    def undo() -> None:
         leave_function_modes(depth)
         running.rollback()
         found.rollback(to_start=True)
+
+    try:
+        try:
+            result = attempt(found)
+        except ParametersWrittenError:
+            found.commit()
+            running = Transaction(parameters)
+            result = attempt(running)
+        undo() if undone(result) else running.commit()
+        return result
+    except BaseException as error:
         undo()
         if not isinstance(error, ParametersWrittenError):
             raise

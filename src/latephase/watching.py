@@ -28,7 +28,7 @@ class Kind(Enum):
     RENORMS_EMBEDDING = auto()
 
 
-_KINDS: dict[Any, Kind] = {
+_KINDS: dict[object, Kind] = {
     Tensor.backward: Kind.BACKWARD,
     torch.autograd.backward: Kind.BACKWARD,
     Tensor.grad.__get__: Kind.GRAD_READ,  # type: ignore[union-attr]
@@ -46,7 +46,7 @@ _OPERATORS = ("add", "and", "floordiv", "mod", "mul", "or", "pow", "sub", "trued
 _IN_PLACE_OPERATORS = {f"__i{name}__" for name in _OPERATORS}
 
 
-def kind(function: Any) -> Kind:
+def kind(function: object) -> Kind:
     """What a torch function does."""
     found = _KINDS.get(function)
     if found is None:
@@ -91,7 +91,7 @@ class WriteLog:
         # A place is a storage, where in it a tensor begins, and how far it reaches. Last in, first put back.
         self._places: dict[tuple[int, int, int], _Place] = {}
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
-        self._generators: dict[int, tuple[Any, Callable[[], None]]] = {}
+        self._generators: dict[int, tuple[object, Callable[[], None]]] = {}
 
     def before_write(self, tensor: Tensor) -> None:
         """Keep the values of a tensor."""
@@ -107,7 +107,7 @@ class WriteLog:
         """Keep the place where a tensor's data lie."""
         self._replaced.setdefault(id(tensor), (tensor, tensor.data))
 
-    def before_draw(self, generator: Any) -> None:
+    def before_draw(self, generator: object) -> None:
         """Keep where a generator stands."""
         back = rewind(generator)
         if back is not None:
@@ -167,7 +167,7 @@ class Watch(TorchFunctionMode):
             self._eager.__enter__()
         return self
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         if hasattr(self, "_eager"):
             self._eager.__exit__(*exc)
         super().__exit__(*exc)
@@ -198,7 +198,7 @@ class Watch(TorchFunctionMode):
         """Whether a tensor was there before the closure was called; its own results are its own affair."""
         return tensor.grad_fn is None and _storage_or_none(tensor) not in self._new
 
-    def _notice_new(self, result: Any, args: tuple[Any, ...]) -> None:
+    def _notice_new(self, result: object, args: tuple[object, ...]) -> None:
         """Remember the storages of results that are no views of what was there before; those with a graph are none."""
         for tensor in tensors_in(result):
             if not tensor.requires_grad and not tensor._is_view():
@@ -206,7 +206,7 @@ class Watch(TorchFunctionMode):
                 if storage not in {_storage_or_none(given) for given in tensors_in(args)}:
                     self._new.add(storage)
 
-    def _grad(self, what: Kind, args: tuple[Any, ...]) -> None:
+    def _grad(self, what: Kind, args: tuple[object, ...]) -> None:
         """A parameter's ``.grad``, which is None here, and which only None may be assigned to."""
         if what is Kind.GRAD_READ:
             self.read_grad_after_backward |= self.skipped_backward
@@ -234,7 +234,7 @@ def _max_norm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[3] if len(args) > 3 else kwargs.get("max_norm")
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """All tensors in nested lists, tuples and dictionaries, in order."""
     if isinstance(value, Tensor):
         yield value

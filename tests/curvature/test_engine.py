@@ -10,7 +10,7 @@ from torch import nn
 
 from latephase import HessianFree
 from latephase.curvature import CurvatureError, ggn, hessian, ladder, linearize
-from latephase.parts.cg import cg
+from latephase.parts.conjugate_gradients import cg
 
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.comparison import property_test
 
-from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate
+from latephase.parts import Backtracking, LastIterate
+
+cg_backtracking, backtracking_grid = Backtracking(), Backtracking().wanted
 
 GRID = [0, 1, 2, 3, 4, 6, 8, 10, 13, 17, 23, 30, 39]
 
@@ -78,4 +80,15 @@ def test_switched_off_it_takes_the_last_iterate_and_asks_for_no_loss():
     def loss_at(n: int) -> float:
         raise AssertionError(n)
 
-    assert last_iterate(loss_at, [3, 10, 1]) == 10
+    assert LastIterate()(loss_at, [3, 10, 1]) == 10
+
+
+def test_candidates_lie_as_far_apart_as_gamma_says():
+    assert sorted(Backtracking(gamma=2.0).wanted(40)) == [0, 1, 3, 7, 15, 31]
+    assert LastIterate().wanted(40) == frozenset()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5, math.nan, 0.0])
+def test_bad_gamma(gamma: float):
+    with pytest.raises(ValueError, match="gamma"):
+        Backtracking(gamma)

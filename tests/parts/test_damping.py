@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.comparison import property_test
 
-from latephase.parts.damping import clipped, constant_damping, levenberg_marquardt
+from latephase.parts import ConstantDamping, LevenbergMarquardt
+from latephase.parts.damping import clipped
+
+levenberg_marquardt = LevenbergMarquardt()
 
 any_number = st.one_of(st.floats(-10.0, 10.0), st.sampled_from([math.nan, math.inf, 0.0, -1e-300]))
 decreases = st.floats(-10.0, -1e-6)
@@ -91,4 +94,19 @@ def test_no_damping_stays_no_damping():
 @property_test
 @given(any_number, any_number)
 def test_switched_off_it_leaves_the_damping_alone(actual: float, predicted: float):
-    assert constant_damping(actual, predicted) == 1.0
+    assert ConstantDamping()(actual, predicted) == 1.0
+
+
+def test_every_setting_counts():
+    assert LevenbergMarquardt(lower=0.5)(-0.4, -1.0) == 3 / 2
+    assert LevenbergMarquardt(upper=0.3)(-0.4, -1.0) == 2 / 3
+    assert LevenbergMarquardt(increase=10.0)(0.0, -1.0) == 10.0
+    assert LevenbergMarquardt(decrease=0.1)(-1.0, -1.0) == 0.1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lower": 0.8}, {"lower": 0.0}, {"increase": 0.9}, {"decrease": 1.1}, {"decrease": -1.0}]
+)
+def test_bad_settings(settings: dict[str, float]):
+    with pytest.raises(ValueError, match="|".join(settings)):
+        LevenbergMarquardt(**settings)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.comparison import property_test
 
-from latephase.parts.linesearch import LineSearchResult, armijo, full_step
+from latephase.parts import Armijo, FullStep, LineSearchResult
+
+armijo = Armijo()
 
 FACTORS = [0.8**j for j in range(21)]
 
@@ -101,11 +103,25 @@ def test_minus_infinity_is_no_decrease():
 
 @pytest.mark.parametrize("loss", [0.5, 2.0])
 def test_switched_off_it_takes_the_whole_step(loss: float):
-    assert full_step(lambda factor: loss * factor, 1.0, 5.0) == (1.0, loss)
+    assert FullStep()(lambda factor: loss * factor, 1.0, 5.0) == (1.0, loss)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_switched_off_it_still_refuses_a_loss_that_is_not_finite(loss: float):
-    factor, reported = full_step(lambda factor: loss, 1.0, -1.0)
+    factor, reported = FullStep()(lambda factor: loss, 1.0, -1.0)
     assert factor == 0.0
     assert not math.isfinite(reported)
+
+
+def test_every_setting_counts():
+    assert Armijo(beta=0.5)(lambda a: (a - 0.4) ** 2, 0.16, -0.8).factor == 0.5
+    assert Armijo(c=0.9)(lambda a: 1.0 - 0.5 * a, 1.0, -1.0) == (0.0, 1.0)
+    asked = []
+    Armijo(max_reductions=3)(lambda a: asked.append(a) or 2.0, 1.0, -1.0)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("settings", [{"c": 0.0}, {"c": 1.0}, {"beta": 1.0}, {"beta": 0.0}, {"max_reductions": 0}])
+def test_bad_settings(settings: dict[str, float]):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Armijo(**settings)

@@ -12,7 +12,7 @@ from tests.comparison import assert_close, normal_vector, property_test, seeds
 from torch import Tensor, nn
 
 from latephase import HessianFree
-from latephase.parts.cg import cg
+from latephase.parts.conjugate_gradients import cg
 from latephase.parts.preconditioners import diagonal_preconditioner
 
 REDUCTIONS = ["mean", "sum"]

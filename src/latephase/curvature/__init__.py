@@ -74,7 +74,6 @@ def _at_present_point(operator: Callable[[Point], Op], forward: Forward, params:
     def attempt(transaction: Transaction) -> Op:
         point = evaluate(forward, parameters, transaction.repeat())
         made = operator(point)
-        transaction.commit()
         if not made.needs_graph:
             point.drop_graph()
         return made

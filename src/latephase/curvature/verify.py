@@ -11,6 +11,7 @@ from torch import Tensor
 from latephase.curvature.autograd_graph import custom_functions
 from latephase.curvature.point import Point
 from latephase.curvature.pull_back import partial_derivatives, pull_back
+from latephase.trial_points import at_trial_point
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
@@ -169,7 +170,7 @@ def _displaced(point: Point, side: float) -> Iterator[Point]:
     """The closure at a point beside θ, for as long as its derivatives are taken."""
     parameters = point.parameters
     theta, v = parameters.read(), parameters.join(_through_hooks(point, point.random_direction(DIRECTION)))
-    with parameters.at(theta + side * _step_size(point) * v, home=theta):
+    with at_trial_point(parameters, theta + side * _step_size(point) * v, theta):
         other = point.evaluated_again()
         with other.evaluation.as_left():
             yield other

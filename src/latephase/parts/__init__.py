@@ -1,1 +1,17 @@
-"""The replaceable parts of Algorithm 1. They see vectors, callables and numbers, never modules or autograd."""
+"""The replaceable parts of Algorithm 1. They see vectors, callables and numbers, never modules or autograd.
+
+A part is an object that keeps to the protocol of its role: `Solver`, `DampingRule`, `StepChoice` or `LineSearch`.
+"""
+
+from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
+from latephase.parts.cg import CG
+from latephase.parts.choose import SOLVERS, chosen, chosen_solver
+from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
+from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
+from latephase.parts.solver import DampedProblem, Path, Solver
+
+__all__ = [
+    "CG", "SOLVERS", "Armijo", "Backtracking", "ConstantDamping", "DampedProblem", "DampingRule", "FullStep",
+    "LastIterate", "LevenbergMarquardt", "LineSearch", "LineSearchResult", "Path", "Solver", "StepChoice", "chosen",
+    "chosen_solver",
+]  # fmt: skip

@@ -1,31 +1,77 @@
-"""The Levenberg–Marquardt rule for the damping λ (Martens 2010, Section 4.1)."""
+"""Rules for the damping λ."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from latephase.checks import positive
 
 
-def levenberg_marquardt(actual: float, predicted: float) -> float:
-    """Return the factor on λ after a step changed the loss by ``actual`` where the model said ``predicted``.
+class DampingRule(Protocol):
+    """Says how λ changes after a step was tried."""
 
-    3/2 where the reduction ratio ρ = actual / predicted is below 1/4, 2/3 where it is above 3/4, otherwise 1
-    (thresholds and factors: Martens 2010, Section 4.1; Martens & Sutskever 2012, Section 8.5). The comparisons
-    are made without the division. A change that is not a number, or a model that predicts no decrease, is a failure.
+    def __call__(self, actual: float, predicted: float) -> float:
+        """Return the factor on λ after the loss changed by ``actual`` where the model said ``predicted``.
 
-    Args:
-        actual: L(θ + p) − L(θ) on the evaluation batch.
-        predicted: The quadratic model's change from zero, damping included; negative for a descent step.
+        Args:
+            actual: L(θ + p) − L(θ) on the evaluation batch.
+            predicted: The quadratic model's change from zero, damping included; negative for a descent step.
+        """
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt:
+    """Trust the model less where it was wrong, and more where it was right (Martens 2010, Section 4.1).
+
+    λ grows where the reduction ratio ρ = actual / predicted is below ``lower`` and shrinks where it is above
+    ``upper``. The comparisons are made without the division. A change that is not a number, or a model that predicts
+    no decrease, is a failure, after which λ grows.
+
+    Attributes:
+        lower: Below this ρ the model was wrong. (1/4: Martens 2010, Section 4.1.)
+        upper: Above this ρ it was right. (3/4, likewise.)
+        increase: The factor on λ then, ≥ 1. (3/2: Martens & Sutskever 2012, Section 8.5.)
+        decrease: The factor here, > 0 and at most 1. (2/3, likewise.)
+
+    >>> LevenbergMarquardt()(actual=-0.1, predicted=-1.0)
+    1.5
     """
-    if math.isnan(actual) or not predicted < 0.0 or actual > 0.25 * predicted:
-        return 3.0 / 2.0
-    if actual < 0.75 * predicted:
-        return 2.0 / 3.0
-    return 1.0
+
+    lower: float = 1.0 / 4.0
+    upper: float = 3.0 / 4.0
+    increase: float = 3.0 / 2.0
+    decrease: float = 2.0 / 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper", "increase", "decrease"):
+            positive(name, getattr(self, name))
+        if not self.lower <= self.upper:
+            raise ValueError(f"lower must be at most upper, not {self.lower!r} and {self.upper!r}")
+        if not self.decrease <= 1.0 <= self.increase:
+            raise ValueError(f"decrease ≤ 1 ≤ increase must hold, not {self.decrease!r} and {self.increase!r}")
+
+    def __call__(self, actual: float, predicted: float) -> float:
+        """See `DampingRule`."""
+        if math.isnan(actual) or not predicted < 0.0 or actual > self.lower * predicted:
+            return self.increase
+        if actual < self.upper * predicted:
+            return self.decrease
+        return 1.0
 
 
-def constant_damping(actual: float, predicted: float) -> float:
-    """Leave λ alone: what is left when the adaptation is switched off."""
-    return 1.0
+@dataclass(frozen=True)
+class ConstantDamping:
+    """Leave λ alone: what is left when the adaptation is switched off.
+
+    >>> ConstantDamping()(actual=-0.1, predicted=-1.0)
+    1.0
+    """
+
+    def __call__(self, actual: float, predicted: float) -> float:
+        """See `DampingRule`."""
+        return 1.0
 
 
 def clipped(damping: float, bounds: tuple[float, float]) -> float:

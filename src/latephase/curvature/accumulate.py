@@ -1,0 +1,110 @@
+"""Curvature over a batch in parts, of which only some have their graphs in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
+from latephase.curvature.operator import CurvatureOperator
+from latephase.curvature.point import Forward, Point
+
+
+class Kind(NamedTuple):
+    """A kind of curvature, and how its products are computed."""
+
+    operator: type[CurvatureOperator]
+    options: Options = DEFAULT_OPTIONS
+
+    def at(self, point: Point) -> CurvatureOperator:
+        """Return the operator at a point."""
+        return self.operator(point, self.options)
+
+    def needs_graph_at(self, point: Point) -> bool:
+        """Whether that can only be made while the point has its graph."""
+        return self.operator.needs_graph_at(point, self.options)
+
+
+class Term(NamedTuple):
+    """One part of the batch: how to evaluate it at θ, and its weight in the sum."""
+
+    forward: Forward
+    weight: float
+    evaluate: Callable[[], Point]
+
+
+class Accumulated:
+    """``v -> Σ weight · C v`` over the parts of a batch.
+
+    While one part is being worked on its graph is in memory too; where all fit, none is worked on twice.
+
+    Args:
+        terms: The parts.
+        kind: The curvature of each.
+        in_memory: How many parts' graphs may be in memory at once, ≥ 1.
+
+    Attributes:
+        linearisations: Forward passes made for curvature only.
+    """
+
+    def __init__(self, terms: Sequence[Term], kind: Kind, in_memory: int) -> None:
+        self._terms, self._kind = terms, kind
+        kept = terms[: None if len(terms) <= in_memory else in_memory - 1]
+        self._kept = {term.forward for term in kept}
+        self._operators: dict[Forward, CurvatureOperator] = {}
+        self.linearisations = 0
+
+    def keeps(self, forward: Forward) -> bool:
+        """Whether this part stays in memory."""
+        return forward in self._kept
+
+    def needs_graph(self, forward: Forward, point: Point) -> bool:
+        """Whether a point that was evaluated for its gradient must keep the graph, to be taken over."""
+        return self.keeps(forward) and self._kind.needs_graph_at(point)
+
+    def take_over(self, forward: Forward, point: Point) -> None:
+        """Use a point that was evaluated for its gradient, if that part stays in memory."""
+        if self.keeps(forward):
+            self._operate(forward, point)
+
+    def prepare(self) -> None:
+        """Set up all parts that stay in memory."""
+        for term in self._terms:
+            if term.forward in self._kept and term.forward not in self._operators:
+                self._linearise(term)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Multiply a vector of shape (P,)."""
+        total = None
+        for term in self._terms:
+            operator = self._operators.get(term.forward)
+            if operator is None:
+                operator = self._linearise(term)
+            elif term.forward not in self._kept:
+                self.linearisations += 1  # it was released: the product runs its constants again
+            product = (operator @ v).mul_(term.weight)
+            total = product if total is None else total.add_(product)
+            if term.forward not in self._kept:
+                self._release(term.forward)
+        assert total is not None
+        return total
+
+    def _linearise(self, term: Term) -> CurvatureOperator:
+        self.linearisations += 1
+        return self._operate(term.forward, term.evaluate())
+
+    def _operate(self, forward: Forward, point: Point) -> CurvatureOperator:
+        operator = self._operators[forward] = self._kind.at(point)
+        if not operator.needs_graph:
+            point.drop_graph()
+        return operator
+
+    def _release(self, forward: Forward) -> None:
+        """Make room for the next part: what is large goes, what is small and costly to find again stays."""
+        operator = self._operators[forward]
+        if operator.needs_graph:
+            del self._operators[forward]
+        else:
+            operator.release()

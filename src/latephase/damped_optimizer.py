@@ -1,0 +1,167 @@
+"""What surrounds every step: parameter groups, the optimizer's state, and one transaction with its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from latephase.checks import boolean, non_negative, positive_bounds, vector_map
+from latephase.checkups import (
+    check_deterministic,
+    refuse_cached_parametrizations,
+    refuse_missing_closure,
+    warn_caller,
+)
+from latephase.objective import Objective
+from latephase.parameters import Parameters
+from latephase.parts.damping import clipped
+from latephase.records import Outcome, StepRecord, StepUndoneWarning
+from latephase.transaction import Transaction, settled
+
+Operator = Callable[[Tensor], Tensor]
+
+OPTIONS = ("lr", "damping", "weight_decay")
+
+
+class DampedOptimizer(torch.optim.Optimizer, ABC):
+    """An optimizer with a damping λ and one remembered solution, whose steps are all or nothing.
+
+    Args:
+        params: Parameters or parameter groups.
+        defaults: ``lr``, ``damping`` and ``weight_decay`` of groups that do not name them.
+        damping_bounds: λ stays between these, 0 < lower ≤ upper.
+        verbose: Whether to print each step's record.
+    """
+
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, float], damping_bounds: tuple[float, float], verbose: bool
+    ) -> None:
+        self.damping_bounds = positive_bounds("damping_bounds", damping_bounds)
+        self.verbose = boolean("verbose", verbose)
+        self.last_step: StepRecord | None = None
+        super().__init__(params, dict(defaults))
+
+    @abstractmethod
+    def _update(self, objective: Objective, parameters: Parameters, M: Operator | None) -> StepRecord:
+        """Take one step, and return its record."""
+
+    # ------------------------------------------------------------------ a step
+
+    def _run(
+        self,
+        build: Callable[[Parameters, Transaction], Objective],
+        M: Operator | None,
+        *,
+        test_deterministic: bool,
+    ) -> float:
+        """Build an objective and take a step, all or nothing; keep the record, and return the loss after it."""
+        start = time.perf_counter()
+        boolean("test_deterministic", test_deterministic)
+        refuse_cached_parametrizations()
+        for group in self.param_groups:
+            self._check_group(group)
+        if M is not None:
+            M = vector_map("M_func", M)
+        parameters = Parameters(self.param_groups)
+
+        def attempt(transaction: Transaction) -> StepRecord:
+            objective = build(parameters, transaction)
+            if test_deterministic and parameters.tensors:
+                check_deterministic(parameters, *(build(parameters, transaction) for _ in range(2)))
+            update = self._update if parameters.tensors else self._nothing_to_do
+            return dataclasses.replace(update(objective, parameters, M), counts=objective.counts)
+
+        with torch.enable_grad():
+            record = settled(parameters, attempt, optimizer=self, undone=lambda record: record.outcome.undone)
+        self._opt_called = True  # What a learning rate scheduler looks for; it only sees step() by itself.
+        self.last_step = dataclasses.replace(record, seconds=time.perf_counter() - start)
+        if self.verbose:
+            print(self.last_step)  # noqa: T201
+        if record.outcome.undone:
+            warn_caller(record.outcome.value, StepUndoneWarning)
+        return record.loss_after
+
+    def _without_closure(self) -> None:
+        """Do nothing where a checkpointing tool calls a fresh optimizer to make it create its state; else refuse."""
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        refuse_missing_closure(used=self.last_step is not None or any(bool(g.any()) for g in grads))
+
+    def _nothing_to_do(self, objective: Objective, parameters: Parameters, M: Operator | None) -> StepRecord:
+        loss, damping = objective.loss(parameters.read()), self._first("damping")
+        return StepRecord(Outcome.NO_PARAMETERS, None, loss, loss, damping, damping)
+
+    def _opened(self, loss_model: float | None, loss_0: float, g: Tensor) -> StepRecord:
+        """Open the record of a step; it ends here if a number is not finite, or if there is nowhere to go."""
+        damping = self._first("damping")
+        record = StepRecord(Outcome.ACCEPTED, loss_model, loss_0, loss_0, damping, damping, grad_norm=float(g.norm()))
+        if loss_model is not None and not math.isfinite(loss_model):
+            return dataclasses.replace(record, outcome=Outcome.NON_FINITE_LOSS)
+        if not bool(g.isfinite().all()):
+            return dataclasses.replace(record, outcome=Outcome.NON_FINITE_GRADIENT)
+        if not math.isfinite(loss_0):
+            return dataclasses.replace(record, outcome=Outcome.NON_FINITE_EVALUATION)
+        return record if bool(g.any()) else dataclasses.replace(record, outcome=Outcome.ZERO_GRADIENT)
+
+    # ------------------------------------------------------------------ state
+
+    def _first(self, option: str) -> float:
+        """An option of the first parameter group, the one that records name."""
+        return float(self.param_groups[0][option])
+
+    def _last_solution(self, parameters: Parameters) -> Tensor:
+        """What minimised the last step's model, shape (P,); zero where nothing is remembered."""
+        return parameters.join([self.state[p].get("cg_solution") for p in parameters.tensors])
+
+    def _remember(self, parameters: Parameters, solution: Tensor | None) -> None:
+        """Remember what minimised the model, not what backtracking chose (Martens 2010, Section 4.6); None forgets."""
+        if solution is None:
+            pieces = [torch.zeros_like(p, requires_grad=False) for p in parameters.tensors]
+        else:
+            pieces = [piece.clone() for piece in parameters.split(solution)]
+        for p, piece in zip(parameters.tensors, pieces, strict=True):
+            self.state[p] = {"cg_solution": piece}
+
+    def _scale_damping(self, factor: float) -> None:
+        for group in self.param_groups:
+            group["damping"] = clipped(factor * float(group["damping"]), self.damping_bounds)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with its own ``lr``, ``damping`` and ``weight_decay`` if it names them."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
+        options = self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        self.param_groups[-1].update(options)
+        for p in self.param_groups[-1]["params"]:
+            if p.requires_grad:
+                self.state[p] = {"cg_solution": torch.zeros_like(p, requires_grad=False)}
+
+    def _check_group(self, group: dict[str, Any]) -> dict[str, float]:
+        """Check a group's options, and return them as plain numbers, which every checkpoint can hold."""
+        missing = [name for name in OPTIONS if name not in group]
+        if missing:
+            raise ValueError(
+                f"a parameter group must have {', '.join(OPTIONS)}, but one lacks {', '.join(missing)}; "
+                "was the state of another kind of optimizer loaded?"
+            )
+        options = {name: non_negative(name, group[name]) for name in OPTIONS}
+        lower, upper = self.damping_bounds
+        if options["damping"] != 0.0 and not lower <= options["damping"] <= upper:
+            raise ValueError(
+                f"damping must be 0 or within damping_bounds = ({lower:g}, {upper:g}), not {group['damping']!r}"
+            )
+        return options
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but PyTorch's hooks, so that copies and pickles keep the configuration."""
+        # A learning rate scheduler hangs a `step` on this object that steps this object, whoever calls it.
+        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_") and key != "step"}
+        return {**own, **super().__getstate__()}
