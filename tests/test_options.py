@@ -39,6 +39,7 @@ from latephase.parts import (
     FullStep,
     LastIterate,
     LevenbergMarquardt,
+    LineSearchResult,
     Path,
 )
 
@@ -475,11 +476,19 @@ def test_backtracking(spy: Spy) -> None:
 def test_line_search() -> None:
     assert HessianFree(plain_network().parameters()).line_search == Armijo()
     assert HessianFree(plain_network().parameters(), use_linesearch=False).line_search == FullStep()
-    for part, size in [(Armijo(beta=0.5, max_reductions=1), 2.0), (FullStep(), 4.0)]:
-        # A tenth of the curvature makes the step too long by far.
-        problem = plain(line_search=part, lr=4.0, damping=0.0, cg_max_iter=1)
-        problem.step()
-        assert problem.opt.last_step.step_size in (size, 0.0)
+    quarter = lambda loss_at, loss_0, slope: LineSearchResult(0.25, loss_at(0.25))  # noqa: E731
+    shortened = {beta: {beta**j for j in range(1, 20)} for beta in (0.5, 0.7)}
+    for part, sizes in [
+        (FullStep(), {1.0}),
+        (quarter, {0.25}),
+        (Armijo(beta=0.5), shortened[0.5]),
+        (Armijo(beta=0.7), shortened[0.7]),
+        (Armijo(max_reductions=1), {0.0}),
+    ]:
+        problem = plain(line_search=part, damping=0.0, cg_max_iter=1)
+        G = ggn(problem.model, problem.gradient[0])
+        problem.step(mvp=lambda v, G=G: 0.1 * G @ v)  # ten times too long
+        assert any(problem.opt.last_step.step_size == pytest.approx(size) for size in sizes)
 
 
 @pytest.mark.parametrize(

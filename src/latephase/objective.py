@@ -93,7 +93,7 @@ class ClosureObjective:
         self._grad = None if given.grad is None else real_vector("grad", given.grad, like=self._theta)
         self._mvp = None if given.mvp is None else vector_map("mvp", given.mvp)
         terms = [
-            Term(part.forward, part.weight, partial(self._evaluate, number, part.forward))
+            Term(part.forward, part.weight, partial(evaluate, part.forward, parameters, transaction.repeat(number)))
             for number, part in enumerate(batches.curvature)
         ]
         self._curvature = None if self._mvp else Accumulated(terms, kind, in_memory)

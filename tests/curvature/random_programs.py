@@ -1,11 +1,13 @@
 """``python -m tests.curvature.random_programs --programs 2000``: hold many random programs against the truth.
 
-With ``--seed 17`` one of them, with its description and each comparison. ``--jobs`` sets the number of processes.
+With ``--seed 17`` one of them, with its description and each comparison. ``--jobs`` sets the number of processes, and
+``--store FILE`` keeps what was found: the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter, defaultdict
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from tests.curvature.program_checks import Finding, Report, check, closed_afterwards
@@ -53,6 +56,15 @@ def run(seeds: list[int], jobs: int, fresh: bool) -> Iterator[Report]:
         chunks, rest = [], [[seed] for chunk in died for seed in chunk]
         for chunk in rest:
             yield from run(chunk, 1, fresh)
+
+
+def stored(store: Path | None) -> list[Report]:
+    """What earlier runs have found; a line that was cut off counts as none."""
+    lines = store.read_text(encoding="utf-8").splitlines(keepends=True) if store and store.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [
+        Report(seed, said, tuple(parts), tuple(Finding(*f) for f in findings)) for seed, said, parts, findings in rows
+    ]
 
 
 def table(reports: list[Report]) -> str:
@@ -113,6 +125,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first one's seed")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes")
     parser.add_argument("--seed", type=int, help="only this one, in detail")
+    parser.add_argument("--store", type=Path, help="file to keep reports in, and to go on from")
     parser.add_argument("--no-fresh", action="store_true", help="leave out the comparison with fresh processes")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -120,14 +133,18 @@ def main() -> int:
         (report,) = _reports([options.seed], not options.no_fresh)
         _say(str(report))
         return bool(report.wrong)
-    reports, start = [], time.perf_counter()
-    seeds = list(range(options.start, options.start + options.programs))
+    wanted = range(options.start, options.start + options.programs)
+    reports, start = [report for report in stored(options.store) if report.seed in wanted], time.perf_counter()
+    seeds = sorted(set(wanted) - {report.seed for report in reports})
     for report in run(seeds, options.jobs, not options.no_fresh):
         reports.append(report)
+        if options.store is not None:
+            with options.store.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(report) + "\n")
         if report.wrong:
             _say(f"seed {report.seed} is {report.wrong[0]}")
         if len(reports) % 20 == 0:
-            _say(f"{len(reports)} of {len(seeds)} programs, {time.perf_counter() - start:.0f} s")
+            _say(f"{len(reports)} of {len(wanted)} programs, {time.perf_counter() - start:.0f} s")
     _say(table(reports))
     return any(report.wrong for report in reports)
 
