@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from latephase.checks import non_negative, real_vector, vector_map
 from latephase.curvature import GGN, Hessian
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Forward, Point, evaluate, split_return
 from latephase.failures import is_failed_trial
 from latephase.parameters import Parameters, plus_scaled

@@ -35,7 +35,7 @@ from latephase.checkups import (
 )
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.fisher import diagonal_empirical_fisher
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.objective import MicroBatch, Objective, TrialLosses, micro_batches
 from latephase.parameters import Parameters, plus_scaled
 from latephase.parts.backtracking import backtracking_grid, cg_backtracking, last_iterate

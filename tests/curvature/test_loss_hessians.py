@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from latephase.curvature import ggn
-from latephase.curvature.loss_hessians import closed_form
-from latephase.curvature.recording import LossCall, Recording
+from latephase.curvature.loss_hessians import LossCall, closed_form
+from latephase.curvature.recording import Recording
 
 REDUCTIONS = ["mean", "sum"]
 
