@@ -118,13 +118,11 @@ class Choice(Generic[E]):
 class Ladder(Generic[E]):
     """Rungs, what holds an engine against the closure, and the choices that were made.
 
-    Args:
+    Attributes:
         rungs: The rungs, the best first.
         check: Raises an error unless an engine is right at a point, where its program is used for the first time;
             returns what there is to say of it.
         check_again: Raises an error unless an engine is right at a later point.
-
-    Attributes:
         choices: The last choices, by program.
     """
 
@@ -134,9 +132,9 @@ class Ladder(Generic[E]):
         check: Callable[[E, Point, Options], Verdict],
         check_again: Callable[[E, Point, Choice[E]], None],
     ) -> None:
-        self._rungs = rungs
-        self._check = check
-        self._check_again = check_again
+        self.rungs = rungs
+        self.check = check
+        self.check_again = check_again
         self.choices: OrderedDict[Key, Choice[E]] = OrderedDict()
 
     def remembered(self, point: Point, options: Options) -> Choice[E] | None:
@@ -158,14 +156,14 @@ class Ladder(Generic[E]):
             self.choices.move_to_end(key)
             try:
                 engine = choice.engine_at(point)
-                self._check_again(engine, point, choice)
+                self.check_again(engine, point, choice)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 failures[f"{choice.name}, as remembered"] = _said(error)
             else:
                 return engine, choice
-        return self._chosen(point, options, self._rungs, failures)
+        return self._chosen(point, options, self.rungs, failures)
 
     def step_down(self, point: Point, options: Options, choice: Choice[E], error: Exception) -> tuple[E, Choice[E]]:
         """Return an engine by a rung below that of ``choice``, which failed at a product.
@@ -173,7 +171,7 @@ class Ladder(Generic[E]):
         Raises:
             CurvatureError: If there is none.
         """
-        below = self._rungs[self._rungs.index(choice.rung) + 1 :]
+        below = self.rungs[self.rungs.index(choice.rung) + 1 :]
         return self._chosen(point, options, below, {**choice.refusals, choice.name: f"in a product, {_said(error)}"})
 
     def _chosen(
@@ -203,7 +201,7 @@ class Ladder(Generic[E]):
             try:
                 engine_at = rung.build(point, chosen)
                 engine = engine_at(point)
-                found, gain = self._check(engine, point, chosen)
+                found, gain = self.check(engine, point, chosen)
                 remarks = (*found, *_repeatability(point))
             except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
                 raise

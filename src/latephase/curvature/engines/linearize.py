@@ -65,7 +65,7 @@ def trace(point: Point, options: Options) -> LinearProgram:
         raise RuntimeError(f"{point.program.unseen} cannot be run again from a record of torch functions")
     if any(p._backward_hooks for p in point.leaves):
         raise RuntimeError("a parameter has a gradient hook, which no trace contains")
-    merged = _merged(point)
+    merged = merge(point)
     graph, vectors, products = merged.graph, merged.vectors, merged.products
     fold_scales(graph, vectors)
     if options.product_dtype is not None:
@@ -76,8 +76,20 @@ def trace(point: Point, options: Options) -> LinearProgram:
     return _split(merged, residuals, options)
 
 
-class _Merged(NamedTuple):
-    """Both traces of a program in one graph: its inputs, and what it computes of them."""
+class Merged(NamedTuple):
+    """Both traces of a program in one graph.
+
+    Attributes:
+        graph: The graph.
+        primals: Its inputs that stand for parameters and for the program's inputs.
+        tangents: Those that stand for vectors v, shaped like the parameters.
+        cotangents: Those that stand for vectors u, shaped like the outputs.
+        directions: Those that stand for vectors w, likewise.
+        values: Outputs and slopes.
+        jvp: J v.
+        vjp: Jᵀu.
+        hvp: H w.
+    """
 
     graph: fx.Graph
     primals: list[Node]
@@ -91,14 +103,16 @@ class _Merged(NamedTuple):
 
     @property
     def vectors(self) -> list[Node]:
+        """All inputs that products are linear in."""
         return [*self.tangents, *self.cotangents, *self.directions]
 
     @property
     def products(self) -> list[Argument]:
+        """All that depends on them."""
         return [*self.jvp, *self.vjp, *self.hvp]
 
 
-def _merged(point: Point) -> _Merged:
+def merge(point: Point) -> Merged:
     """Trace the program of ``point`` in reverse and in forward mode, and merge the traces."""
     z = point.outputs
     reverse_mode = _made(_reverse_mode(point), point, z, z)
@@ -118,10 +132,10 @@ def _merged(point: Point) -> _Merged:
     reverse = append(graph, reverse_mode, [*primals, *cotangents, *directions])
     values, hvp, vjp = _cut(reverse, [2 * len(z), len(z), len(parameters)])
     jvp = append(graph, forward_mode, [*primals, *tangents])
-    return _Merged(graph, primals, tangents, cotangents, directions, values, jvp, vjp, hvp)
+    return Merged(graph, primals, tangents, cotangents, directions, values, jvp, vjp, hvp)
 
 
-def _split(merged: _Merged, residuals: Sequence[Node], options: Options) -> LinearProgram:
+def _split(merged: Merged, residuals: Sequence[Node], options: Options) -> LinearProgram:
     """Take the graph apart into what runs once per point and what runs in every product."""
     graph = merged.graph
     randoms = [n for n in graph.nodes if is_random(n)]  # all, in order: so each draws what it drew before

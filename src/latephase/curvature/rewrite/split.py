@@ -1,6 +1,7 @@
 """Take a graph apart by what depends on the vectors.
 
 What does not depend on them runs once per point, and a product runs the rest, which reads of it the residuals alone.
+PyTorch's own partitioners expect one product per point; docs/curvature.md holds them against this one.
 """
 
 from __future__ import annotations
