@@ -122,6 +122,8 @@ def test_half_precision_keeps_its_type():
         (lambda z, y: 2.0 * F.cross_entropy(z, y), "automatic differentiation"),
         (lambda z, y: F.cross_entropy(2.0 * z, y), "automatic differentiation"),
         (lambda z, y: F.cross_entropy(z, y) + F.mse_loss(z, z.detach()), "automatic differentiation"),
+        (lambda z, y: F.mse_loss(z, z.flip(0)), "automatic differentiation"),
+        (lambda z, y: F.mse_loss(z, target=z.flip(0)), "automatic differentiation"),
         (lambda z, y: F.nll_loss(F.log_softmax(z, 1), y), "automatic differentiation"),
         (lambda z, y: F.huber_loss(z, F.one_hot(y, 3).to(z)), "automatic differentiation"),
     ],

@@ -19,6 +19,7 @@ from latephase.curvature.pull_back import pull_back
 from latephase.curvature.recording import Recording, refuse_made_before
 from latephase.parameters import Parameters
 from latephase.transaction import Evaluation, Repeat
+from latephase.watching import tensors_in
 
 Forward = Callable[[], object]
 
@@ -146,7 +147,10 @@ def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
 
 
 def _on_outputs(call: LossCall, outputs: list[Tensor]) -> bool:
-    return len(outputs) == 1 and len(call.args) > 0 and call.args[0] is outputs[0]
+    """Whether the only output is what the loss is taken of, and targets and weights were not made of it."""
+    if len(outputs) != 1 or not call.args or call.args[0] is not outputs[0]:
+        return False
+    return not any(t.requires_grad for t in tensors_in([call.args[1:], call.kwargs]))
 
 
 def _leaves(outputs: object) -> list[object]:
