@@ -104,6 +104,31 @@ def binary_cross_entropy_with_logits(
     return lambda v: (h * v).to(v.dtype)
 
 
+def huber(
+    outputs: Tensor, *, target: Tensor, delta: float, reduction: str, weight: Tensor | None = None, **_: object
+) -> Product | None:
+    """H = diag(|z − t| < δ), over the number of entries for the mean."""
+    if weight is not None or target.shape != outputs.shape:
+        return None
+    h = ((outputs - target).abs() < delta).to(outputs.dtype)
+    if reduction == "mean":
+        h = h / outputs.numel()
+    return lambda v: (h * v).to(v.dtype)
+
+
+def poisson_nll(
+    outputs: Tensor, *, target: Tensor, log_input: bool, eps: float, reduction: str, **_: object
+) -> Product | None:
+    """H = diag(exp z) if z is the log of the rate, else diag(t / (z + ε)²), over the number of entries for the mean."""
+    if target.shape != outputs.shape:
+        return None
+    z = outputs.to(_at_least_float32(outputs.dtype))
+    h = z.exp() if log_input else target / (z + eps).square()
+    if reduction == "mean":
+        h = h / outputs.numel()
+    return lambda v: (h * v).to(v.dtype)
+
+
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
@@ -114,4 +139,6 @@ FORMS: dict[Callable[..., object], Callable[..., Product | None]] = {
     F.cross_entropy: cross_entropy,
     F.mse_loss: mse,
     F.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
+    F.huber_loss: huber,
+    F.poisson_nll_loss: poisson_nll,
 }
