@@ -118,6 +118,12 @@ def test_parts_see_vectors_callables_and_numbers(module: str) -> None:
 FORBIDDEN_IN_PARTS = {"nn", "autograd", "func", "cuda", "device", "to", "backward", "grad", "requires_grad", "no_grad"}
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("curvature.rewrite.")])
+def test_passes_see_graphs_and_nothing_else(module: str) -> None:
+    reached = {inner(name) for name in imports(MODULES[module])} - {None}
+    assert all(target.startswith("curvature.rewrite.") for target in reached if target is not None)
+
+
 def test_records_import_nothing_of_the_package() -> None:
     assert not [name for name in imports(MODULES["records"]) if inner(name) is not None]
     assert not [name for name in imports(MODULES["records"]) if name.partition(".")[0] == "torch"]

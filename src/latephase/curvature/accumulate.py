@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
-from latephase.curvature.operator import CurvatureOperator
+from latephase.curvature.ggn import GGN
+from latephase.curvature.hessian import Hessian
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Forward, Point
 
 
 class Kind(NamedTuple):
     """A kind of curvature, and how its products are computed."""
 
-    operator: type[CurvatureOperator]
+    operator: type[GGN] | type[Hessian]
     options: Options = DEFAULT_OPTIONS
 
-    def at(self, point: Point) -> CurvatureOperator:
+    def at(self, point: Point) -> GGN | Hessian:
         """Return the operator at a point."""
         return self.operator(point, self.options)
 
@@ -53,7 +54,7 @@ class Accumulated:
         self._terms, self._kind = terms, kind
         kept = terms[: None if len(terms) <= in_memory else in_memory - 1]
         self._kept = {term.forward for term in kept}
-        self._operators: dict[Forward, CurvatureOperator] = {}
+        self._operators: dict[Forward, GGN | Hessian] = {}
         self.linearisations = 0
 
     def keeps(self, forward: Forward) -> bool:
@@ -91,11 +92,11 @@ class Accumulated:
         assert total is not None
         return total
 
-    def _linearise(self, term: Term) -> CurvatureOperator:
+    def _linearise(self, term: Term) -> GGN | Hessian:
         self.linearisations += 1
         return self._operate(term.forward, term.evaluate())
 
-    def _operate(self, forward: Forward, point: Point) -> CurvatureOperator:
+    def _operate(self, forward: Forward, point: Point) -> GGN | Hessian:
         operator = self._operators[forward] = self._kind.at(point)
         if not operator.needs_graph:
             point.drop_graph()

@@ -9,38 +9,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.autograd.forward_ad as fw
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import Argument, Node
 
-from latephase.curvature import graph as g
 from latephase.curvature.dispatch_state import unchanged_dispatch_state
+from latephase.curvature.engines.engine import StaleOperatorError
+from latephase.curvature.options import Options
 from latephase.curvature.point import Point
-from latephase.curvature.program import replay
 from latephase.curvature.pull_back import partial_derivatives, pull_back
+from latephase.curvature.replay import replay
+from latephase.curvature.rewrite.append import append
+from latephase.curvature.rewrite.channels_last import lay_channels_last
+from latephase.curvature.rewrite.fold_scales import fold_scales
+from latephase.curvature.rewrite.lower_precision import lower_precision
+from latephase.curvature.rewrite.nodes import is_random, placeholder
+from latephase.curvature.rewrite.remove_writes import remove_writes
+from latephase.curvature.rewrite.split import boundary, extract
 from latephase.curvature.verify import check
 
+T = TypeVar("T")
 Tensors = list[Tensor]
-Function = Callable[..., list[Any]]
-
-
-class Options(NamedTuple):
-    """How products are computed.
-
-    Attributes:
-        product_dtype: Type in which matrix products and convolutions work within a curvature product, such as
-            ``torch.bfloat16``; None for the network's own. Everything else keeps its type.
-        compile: Whether ``torch.compile`` compiles J v and Jᵀu: takes long at first use, pays on large problems.
-    """
-
-    product_dtype: torch.dtype | None = None
-    compile: bool = False
-
-
-DEFAULT_OPTIONS = Options()
+Part = Callable[..., list[Tensor | None]]
 
 
 class LinearProgram(NamedTuple):
@@ -48,16 +42,16 @@ class LinearProgram(NamedTuple):
 
     Attributes:
         primal: (parameters, inputs) → outputs, slopes ∂loss/∂outputs, residuals.
-        jvp: (tangents, residuals) → J v, shaped like the outputs.
-        vjp: (cotangents in output space, residuals) → Jᵀu, shaped like the parameters; None where it is zero.
+        jvp: (tangents, residuals) → J v, shaped like the outputs; None where it is zero.
+        vjp: (cotangents in output space, residuals) → Jᵀu, shaped like the parameters.
         hvp: (directions in output space, residuals) → H w, shaped like the outputs.
         residuals: How many residuals there are.
     """
 
-    primal: Function
-    jvp: Function
-    vjp: Function
-    hvp: Function
+    primal: Callable[..., Tensors]
+    jvp: Part
+    vjp: Part
+    hvp: Part
     residuals: int
 
 
@@ -71,12 +65,61 @@ def trace(point: Point, options: Options) -> LinearProgram:
         raise RuntimeError(f"{point.program.unseen} cannot be run again from a record of torch functions")
     if any(p._backward_hooks for p in point.leaves):
         raise RuntimeError("a parameter has a gradient hook, which no trace contains")
+    merged = merge(point)
+    graph, vectors, products = merged.graph, merged.vectors, merged.products
+    fold_scales(graph, vectors)
+    if options.product_dtype is not None:
+        lower_precision(graph, vectors, options.product_dtype)
+    residuals = boundary(graph, vectors, products)
+    if point.parameters.device.type == "cpu":
+        residuals = lay_channels_last(graph, vectors, products, residuals)
+    return _split(merged, residuals, options)
+
+
+class Merged(NamedTuple):
+    """Both traces of a program in one graph.
+
+    Attributes:
+        graph: The graph.
+        primals: Its inputs that stand for parameters and for the program's inputs.
+        tangents: Those that stand for vectors v, shaped like the parameters.
+        cotangents: Those that stand for vectors u, shaped like the outputs.
+        directions: Those that stand for vectors w, likewise.
+        values: Outputs and slopes.
+        jvp: J v.
+        vjp: Jᵀu.
+        hvp: H w.
+    """
+
+    graph: fx.Graph
+    primals: list[Node]
+    tangents: list[Node]
+    cotangents: list[Node]
+    directions: list[Node]
+    values: list[Argument]
+    jvp: list[Argument]
+    vjp: list[Argument]
+    hvp: list[Argument]
+
+    @property
+    def vectors(self) -> list[Node]:
+        """All inputs that products are linear in."""
+        return [*self.tangents, *self.cotangents, *self.directions]
+
+    @property
+    def products(self) -> list[Argument]:
+        """All that depends on them."""
+        return [*self.jvp, *self.vjp, *self.hvp]
+
+
+def merge(point: Point) -> Merged:
+    """Trace the program of ``point`` in reverse and in forward mode, and merge the traces."""
     z = point.outputs
     reverse_mode = _made(_reverse_mode(point), point, z, z)
     forward_mode = _made(_forward_mode(point), point, point.leaves)
-    merged = fx.Graph()
+    graph = fx.Graph()
     parameters, inputs, tangents, cotangents, directions = (
-        [g.placeholder(merged, f"{kind}_{i}", tensor) for i, tensor in enumerate(tensors)]
+        [placeholder(graph, f"{kind}_{i}", tensor) for i, tensor in enumerate(tensors)]
         for kind, tensors in {
             "parameter": point.leaves,
             "input": [tensor for tensor, _ in point.program.inputs],
@@ -86,31 +129,24 @@ def trace(point: Point, options: Options) -> LinearProgram:
         }.items()
     )
     primals = [*parameters, *inputs]
-    reverse = g.append(merged, reverse_mode, [*primals, *cotangents, *directions])
-    outputs, slopes, hvp, vjp = _cut(reverse, [len(z), len(z), len(z), len(parameters)])
-    jvp = g.append(merged, forward_mode, [*primals, *tangents])
+    reverse = append(graph, reverse_mode, [*primals, *cotangents, *directions])
+    values, hvp, vjp = _cut(reverse, [2 * len(z), len(z), len(parameters)])
+    jvp = append(graph, forward_mode, [*primals, *tangents])
+    return Merged(graph, primals, tangents, cotangents, directions, values, jvp, vjp, hvp)
 
-    vectors = [*tangents, *cotangents, *directions]
-    g.fold_scales(merged, vectors)
-    if options.product_dtype is not None:
-        g.lower_precision(merged, vectors, options.product_dtype)
-    products = [*jvp, *vjp, *hvp]
-    residuals = g.boundary(merged, vectors, products)
-    if point.parameters.device.type == "cpu":
-        residuals = g.lay_channels_last(merged, vectors, products, residuals)
-    randoms = [n for n in merged.nodes if g.is_random(n)]  # all, in order: so each draws what it drew before
+
+def _split(merged: Merged, residuals: Sequence[Node], options: Options) -> LinearProgram:
+    """Take the graph apart into what runs once per point and what runs in every product."""
+    graph = merged.graph
+    randoms = [n for n in graph.nodes if is_random(n)]  # all, in order: so each draws what it drew before
     compiled = torch.compile if options.compile else lambda function: function
     return LinearProgram(
-        g.extract(merged, primals, [*outputs, *slopes, *residuals, *randoms]),
-        compiled(g.extract(merged, [*tangents, *residuals], jvp)),
-        compiled(g.extract(merged, [*cotangents, *residuals], vjp)),
-        g.extract(merged, [*directions, *residuals], hvp),
+        extract(graph, merged.primals, [*merged.values, *residuals, *randoms]),
+        compiled(extract(graph, [*merged.tangents, *residuals], merged.jvp)),
+        compiled(extract(graph, [*merged.cotangents, *residuals], merged.vjp)),
+        extract(graph, [*merged.directions, *residuals], merged.hvp),
         len(residuals),
     )
-
-
-class StaleOperatorError(RuntimeError):
-    """An operator of parameters that are no more."""
 
 
 class Linearization:
@@ -123,7 +159,7 @@ class Linearization:
         self._point = point
         self._versions = [p._version for p in point.leaves]
         self._slopes: Tensors = []
-        self._residuals: list[Any] | None = None
+        self._residuals: Tensors | None = None
         self._constants()
 
     @property
@@ -136,7 +172,7 @@ class Linearization:
         """Let go of the residuals; the next product runs the primal part again."""
         self._residuals = None
 
-    def _constants(self) -> list[Any]:
+    def _constants(self) -> Tensors:
         """Run the primal part unless its results are at hand, and check that it computes what the closure did."""
         if [p._version for p in self._point.leaves] != self._versions:
             raise StaleOperatorError("the parameters have changed since this operator was made; make a new one")
@@ -162,13 +198,13 @@ class Linearization:
         """H w, shaped like the outputs."""
         return self._run(self._program.hvp, directions, self._point.outputs)
 
-    def _run(self, part: Function, vectors: Tensors, like: Tensors) -> Tensors:
+    def _run(self, part: Part, vectors: Tensors, like: Tensors) -> Tensors:
         with torch.no_grad():
             results = part(*vectors, *self._constants())
         return [torch.zeros_like(x) if r is None else r for r, x in zip(results, like, strict=True)]
 
 
-def _made(function: Callable[..., Any], point: Point, *vectors: Tensors) -> fx.Graph:
+def _made(function: Callable[..., object], point: Point, *vectors: Tensors) -> fx.Graph:
     """Trace ``function(primals, inputs, *vectors)``, without values and without writes into arguments."""
     args = (
         [q.detach() for q in point.leaves],
@@ -178,12 +214,12 @@ def _made(function: Callable[..., Any], point: Point, *vectors: Tensors) -> fx.G
     with unchanged_dispatch_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the closure has to say, it has said; the rest is PyTorch to itself
         traced = make_fx(function, tracing_mode="fake")(*args)
-        if not g.remove_writes(traced.graph):
+        if not remove_writes(traced.graph):
             traced = make_fx(torch.func.functionalize(traced, remove="mutations"), tracing_mode="fake")(*args)
     return traced.graph
 
 
-def _forward_mode(point: Point) -> Callable[..., Any]:
+def _forward_mode(point: Point) -> Part:
     def jvp(primals: Tensors, inputs: Tensors, tangents: Tensors) -> list[Tensor | None]:
         with fw.dual_level():
             # With leaves like those of the reverse mode, so that both traces compute the same values.
@@ -195,8 +231,8 @@ def _forward_mode(point: Point) -> Callable[..., Any]:
     return jvp
 
 
-def _reverse_mode(point: Point) -> Callable[..., Any]:
-    def derivatives(primals: Tensors, inputs: Tensors, cotangents: Tensors, directions: Tensors) -> list[Any]:
+def _reverse_mode(point: Point) -> Callable[..., Tensors]:
+    def derivatives(primals: Tensors, inputs: Tensors, cotangents: Tensors, directions: Tensors) -> Tensors:
         leaves = [p.detach().requires_grad_() for p in primals]
         loss, *z = _replayed(point, leaves, inputs)
         slopes = partial_derivatives([loss], z, [torch.ones_like(loss)], create_graph=True)
@@ -226,7 +262,7 @@ def _detached(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _cut(items: Sequence[Any], lengths: Sequence[int | None]) -> list[list[Any]]:
+def _cut(items: Sequence[T], lengths: Sequence[int | None]) -> list[list[T]]:
     """Cut a sequence into lists of the given lengths; None takes the rest."""
     pieces, start = [], 0
     for length in lengths:
