@@ -8,7 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from latephase.cli import app
-from latephase.study.catalogue import NAMES
+from latephase.study.strategies.catalogue import NAMES
 
 README = Path(__file__).parents[1] / "README.md"
 DOCS = README.parent / "docs"
