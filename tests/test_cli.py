@@ -299,7 +299,7 @@ def test_the_engine_and_what_runs_take_can_be_chosen(tmp_path, monkeypatch, comm
 
 
 def test_strategies_take_options_and_variants_stand_beside_each_other(tmp_path):
-    names = ["hf_m12", "hf_m12(damping=0.1)", "hf_m12(damping=0.1, cg_max_iter=3)", "sgd_cosine(lr=0.01)"]
+    names = ["hf_equal", "hf_equal(damping=0.1)", "hf_equal(damping=0.1, cg_max_iter=3)", "sgd_cosine(lr=0.01)"]
     result = invoke(
         "study", REFERENCE, "--out", tmp_path, "--strategies", ",".join(names).replace(" ", ""), "--seeds", 1,
         "--checkpoint", "last", "--budget", "60gradients",
