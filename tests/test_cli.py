@@ -311,7 +311,7 @@ def test_strategies_take_options_and_variants_stand_beside_each_other(tmp_path):
     first = results.steps[results.steps["step"] == 1].set_index("id")["damping"]
     for name, damping in zip(names[:3], (1.0, 0.1, 0.1), strict=True):
         assert first[results.runs.index[results.runs["strategy"] == name]].tolist() == [damping]
-    assert list(results.summary["strategy"]) == [names[3], *names[:3]]
+    assert list(results.summary["strategy"])[:2] == [names[3], names[0]]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(f"{name}</th>" in page for name in names)
 

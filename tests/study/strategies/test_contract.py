@@ -128,9 +128,9 @@ def test_steps_change_the_network_and_count_their_work(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("taken", [0, 1, 3, 9])
+@pytest.mark.parametrize("taken", [0, 1, 3, 6, 9])
 def test_a_step_is_taken_back_to_the_bit(name, taken):
-    """Also that with which a strategy changes what it judges: SWA's every=2 after one, every=10 after nine."""
+    """Also that with which a strategy changes what it judges: SWA after one step or nine, others at half."""
     trainer = started(name)
     for number in range(taken):
         trainer.step(number / 12)
