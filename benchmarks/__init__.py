@@ -1,1 +1,1 @@
-"""What curvature products and whole steps cost, in gradients, beside other libraries: ``python -m benchmarks``."""
+"""What curvature products and whole steps cost, in gradients, beside other libraries: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure everything, save it as JSON, and print it as tables."""
+"""`python -m benchmarks`: measure everything, save it as JSON, and print it as tables."""
 
 from __future__ import annotations
 

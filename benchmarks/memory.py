@@ -32,7 +32,7 @@ class Usage(NamedTuple):
 
 
 def memory_used(device: torch.device, work: Callable[[], Any]) -> Usage:
-    """Return how far memory rises above its present level while ``work`` runs, and what is left of that.
+    """Return how far memory rises above its present level while `work` runs, and what is left of that.
 
     On a CPU the profiler reports every allocation, a kernel's temporary ones too; scratch memory of oneDNN is its
     own. On a GPU it is what the caching allocator hands out.

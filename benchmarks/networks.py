@@ -22,12 +22,12 @@ class Network:
     Attributes:
         name: Its row in the tables.
         build: Returns the network.
-        inputs: Shape of one input; token ids where ``tokens``.
+        inputs: Shape of one input; token ids where `tokens`.
         classes: Number of classes.
         batch: Examples in a batch.
-        micro_batch: Examples in each of the micro-batches of an accumulating step; on a GPU it is ``batch``.
+        micro_batch: Examples in each of the micro-batches of an accumulating step; on a GPU it is `batch`.
         training: Whether the network is in training mode. Those with dropout or BatchNorm are not.
-        tokens: Whether inputs are token ids below :data:`TOKENS` instead of normal numbers.
+        tokens: Whether inputs are token ids below `TOKENS` instead of normal numbers.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Network:
     tokens: bool = False
 
     def draw(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return ``count`` random inputs, and targets of which small ones are more frequent.
+        """Return `count` random inputs, and targets of which small ones are more frequent.
 
         That much can be learned from them, so a step on one batch is a success on another.
         """

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.partitioners``: our split of a traced graph beside PyTorch's partitioners.
+"""`python -m benchmarks.partitioners`: our split of a traced graph beside PyTorch's partitioners.
 
 Each takes the same graph, and computes J v, Jᵀu and H w in one part; the results are compared before anything is timed.
 """

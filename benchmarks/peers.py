@@ -1,6 +1,6 @@
 """Ways to multiply by the generalised Gauss-Newton matrix: ours, and other libraries' as their users call them.
 
-Each way is a function that takes a task and returns ``v -> Cv`` on flat vectors. What it computes once per point it
+Each way is a function that takes a task and returns `v -> Cv` on flat vectors. What it computes once per point it
 computes before it returns.
 """
 
@@ -24,7 +24,7 @@ def latephase(task: Task) -> Product:
 
 
 def backpack_kept(task: Task) -> Product:
-    """BackPACK on the graph of one forward pass, as the paper's authors' ``step`` uses it."""
+    """BackPACK on the graph of one forward pass, as the paper's authors' `step` uses it."""
     from backpack.hessianfree.ggnvp import ggn_vector_product_from_plist
 
     loss, outputs = task.closure()()
@@ -32,7 +32,7 @@ def backpack_kept(task: Task) -> Product:
 
 
 def backpack_rerun(task: Task) -> Product:
-    """BackPACK with the forward pass repeated in every product, as the authors' ``acc_step`` uses it."""
+    """BackPACK with the forward pass repeated in every product, as the authors' `acc_step` uses it."""
     return lambda v: backpack_kept(task)(v)
 
 
@@ -47,7 +47,7 @@ def curvlinops(task: Task) -> Product:
 
 
 def torch_func(task: Task) -> Product:
-    """Plain ``torch.func``: J v forward, H in output space, Jᵀ backward."""
+    """Plain `torch.func`: J v forward, H in output space, Jᵀ backward."""
     names = [name for name, _ in task.model.named_parameters()]
     theta = tuple(p.detach() for p in task.params)
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: make docs/performance.md from the saved results."""
+"""`python -m benchmarks.report`: make docs/performance.md from the saved results."""
 
 from __future__ import annotations
 

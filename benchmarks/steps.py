@@ -30,7 +30,7 @@ def make_optimizer(task: Task) -> HessianFree:
 
 
 def take_step(task: Task, optimizer: HessianFree, evaluation: Data) -> None:
-    """Take a step on the task's batch, judged by the batch ``evaluation``."""
+    """Take a step on the task's batch, judged by the batch `evaluation`."""
     inputs, targets = evaluation
 
     def evaluate() -> Tensor:

@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 60.0  # What has taken longer is left out of the rounds that 
 
 
 def seconds(device: torch.device, work: Callable[[], Any], repeats: int = 1) -> float:
-    """Return the mean time of ``repeats`` calls, from an idle device to an idle device."""
+    """Return the mean time of `repeats` calls, from an idle device to an idle device."""
     _synchronize(device)
     start = time.perf_counter()
     for _ in range(repeats):

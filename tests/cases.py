@@ -22,7 +22,7 @@ class Case:
     Attributes:
         name: Names the case in the test report.
         build: Makes the network.
-        loss: ``loss(outputs, targets, reduction=...)`` where the reduction is "mean" or "sum".
+        loss: `loss(outputs, targets, reduction=...)` where the reduction is "mean" or "sum".
         draw_inputs: Maps a generator and a number of samples N to N inputs.
         answer: Maps a generator and the inputs to their targets.
         convex: Whether the loss is a convex function of the outputs, so that the GGN is positive semi-definite.
@@ -186,5 +186,5 @@ def case(name: str) -> Case:
 
 
 def each_case(wanted: Callable[[Case], bool] = lambda one: True) -> pytest.MarkDecorator:
-    """Run a test with ``case`` set to each of the wanted cases."""
+    """Run a test with `case` set to each of the wanted cases."""
     return pytest.mark.parametrize("case", [pytest.param(one, id=one.name) for one in CASES if wanted(one)])

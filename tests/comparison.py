@@ -19,7 +19,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def assert_close(a: Tensor, b: Tensor, tolerance: float = TOLERANCE) -> None:
-    """Two tensors of the same shape agree to ``tolerance`` times the norm of the second."""
+    """Two tensors of the same shape agree to `tolerance` times the norm of the second."""
     assert a.shape == b.shape
     distance, norm = float((a - b).norm()), float(b.norm())
     assert distance <= tolerance * norm, f"they differ by {distance:.3g} where the norm is {norm:.3g}"

@@ -48,7 +48,7 @@ def batch(n: int = 8, seed: int = 0, inputs: int = 3, outputs: int = 2) -> Batch
 
 
 def closure(model: Callable[[Tensor], Tensor], data: Batch, loss_func: Any = mse_loss) -> Forward:
-    """A closure that returns ``(loss, outputs)``."""
+    """A closure that returns `(loss, outputs)`."""
 
     def forward() -> tuple[Tensor, Tensor]:
         inputs, targets = data
@@ -80,11 +80,11 @@ class Problem:
         return closure(self.model, self.evaluation[0], self.loss_func)
 
     def step(self, **options: Any) -> float:
-        """One call of ``step``."""
+        """One call of `step`."""
         return self.opt.step(**{"forward": self.forward, "evaluate": self.evaluate, **options})
 
     def acc_step(self, **options: Any) -> float:
-        """One call of ``acc_step``, with lists of micro-batches that differ in length."""
+        """One call of `acc_step`, with lists of micro-batches that differ in length."""
         lists = {
             "loss_datalist": self.evaluation,
             "grad_datalist": self.gradient,

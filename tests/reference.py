@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """A network and its loss as functions of one flat vector θ, which stands for ``parameters`` in their order."""
+    """A network and its loss as functions of one flat vector θ, which stands for `parameters` in their order."""
 
     model: nn.Module
     loss_func: Callable[[Tensor, Tensor], Tensor]
@@ -119,7 +119,7 @@ def conjugate_gradients(
 ) -> Path:
     """Algorithm 2 of Martens & Sutskever (2012) for Ax = b, with M the inverse of their preconditioner P.
 
-    It ends by Martens' rule, at ``max_iter``, at non-positive curvature if ``nonpos`` is "stop", before a number that
+    It ends by Martens' rule, at `max_iter`, at non-positive curvature if `nonpos` is "stop", before a number that
     is not finite, and where ‖Ax − b‖ ≤ eps·‖b‖.
     """
 
@@ -246,7 +246,7 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did. ``chosen`` and ``ratio`` are None where CG found no direction."""
+    """What a step did. `chosen` and `ratio` are None where CG found no direction."""
 
     state: State
     outcome: str
@@ -268,7 +268,7 @@ def step(
 ) -> Step:
     """One iteration of Algorithm 1.
 
-    It knows finite losses only. ``batches`` are named "gradient", "curvature" and "evaluation", each the union of its
+    It knows finite losses only. `batches` are named "gradient", "curvature" and "evaluation", each the union of its
     micro-batches. M is a dense preconditioner, shape (P, P).
     """
     theta, lr = state.theta, settings.lr

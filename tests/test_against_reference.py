@@ -27,7 +27,7 @@ STEPS = 20
 def by_step(
     opt: HessianFree, model: nn.Module, loss_func: LossFunction, batches: dict[str, Batch], M: Any, reduction: str
 ) -> float:
-    """``step`` with B and B̄ in closures; it has one B for gradient and curvature."""
+    """`step` with B and B̄ in closures; it has one B for gradient and curvature."""
 
     def closure(batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
         def forward() -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def by_step(
 
 
 def by_acc_step(micro_batches_in_memory: int) -> Callable[..., float]:
-    """``acc_step`` with every batch cut into three micro-batches of different sizes."""
+    """`acc_step` with every batch cut into three micro-batches of different sizes."""
 
     def take(
         opt: HessianFree, model: nn.Module, loss_func: LossFunction, batches: dict[str, Batch], M: Any, reduction: str
@@ -89,10 +89,10 @@ class Run:
         batches: What gradient, curvature and evaluation see: "identical" batches, "disjoint" ones (the evaluation
             has its own), or "three".
         options: Options of the optimizer.
-        shows: What has to happen in these steps, or the run compares less than it is meant to; see ``events``.
+        shows: What has to happen in these steps, or the run compares less than it is meant to; see `events`.
         groups: Options of the group of the first parameter and of the group of the others, where they are two.
         reduction: How the loss reduces over samples.
-        preconditioned: Whether each step has a preconditioner, made for it by ``get_preconditioner``.
+        preconditioned: Whether each step has a preconditioner, made for it by `get_preconditioner`.
         seed: Of the samples.
     """
 
@@ -395,7 +395,7 @@ def settings_of(opt: HessianFree, run: Run) -> reference.Settings:
 
 
 def per_parameter(opt: HessianFree, key: str) -> Tensor:
-    """The groups' option ``key`` as a vector of shape (P,)."""
+    """The groups' option `key` as a vector of shape (P,)."""
     return torch.tensor(
         [group[key] for group in opt.param_groups for p in group["params"] for _ in range(p.numel())],
         dtype=torch.float64,

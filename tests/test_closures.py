@@ -275,7 +275,7 @@ class ActNorm(nn.Module):
 
 
 class Flagged(ActNorm):
-    """The same with a plain flag, and by ``.data``."""
+    """The same with a plain flag, and by `.data`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from latephase import HessianFree
 
 
 def three_steps(problem: Case, seed: int, scale: float = 1.0, **options: Any) -> tuple[HessianFree, Tensor]:
-    """Take three steps with the loss times ``scale``; return the optimizer and the parameters."""
+    """Take three steps with the loss times `scale`; return the optimizer and the parameters."""
     model = problem.model(seed)
     opt = HessianFree(model.parameters(), cg_max_iter=6, **options)
     for number in range(3):

@@ -18,7 +18,7 @@ TOLERANCE = 1e-8
 
 
 class Problem:
-    """Fit a linear layer with ``features`` inputs and ``targets`` outputs to N noisy samples.
+    """Fit a linear layer with `features` inputs and `targets` outputs to N noisy samples.
 
     Args:
         n: Number of samples N.

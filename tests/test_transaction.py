@@ -73,7 +73,7 @@ def assert_nothing_left_behind(problem: Problem) -> None:
 
 
 class FailAt:
-    """Raises ``error`` at the k-th call; ``fired`` says whether it came to that."""
+    """Raises `error` at the k-th call; `fired` says whether it came to that."""
 
     def __init__(self, k: int, error: type[BaseException]) -> None:
         self.k, self.error, self.calls = k, error, 0

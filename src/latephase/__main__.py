@@ -1,11 +1,11 @@
-"""``latephase`` and ``python -m latephase``: the command line, if what it needs is installed."""
+"""`latephase` and `python -m latephase`: the command line, if what it needs is installed."""
 
 
 def main() -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: With a hint when the extra ``latephase[study]`` is not installed.
+        SystemExit: With a hint when the extra `latephase[study]` is not installed.
     """
     try:
         from latephase.cli import app

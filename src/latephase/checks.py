@@ -23,7 +23,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def choice(name: str, value: object, allowed: Iterable[str]) -> str:
-    """Check for one of the ``allowed`` words."""
+    """Check for one of the `allowed` words."""
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
@@ -76,7 +76,7 @@ def positive_bounds(name: str, value: object) -> tuple[float, float]:
 
 
 def real_vector(name: str, value: object, like: Tensor) -> Tensor:
-    """Check for a real floating-point vector with the shape and device of ``like``; return it in its dtype."""
+    """Check for a real floating-point vector with the shape and device of `like`; return it in its dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {tuple(like.shape)}, not {type(value).__name__}")
     if value.shape != like.shape or value.device != like.device or not value.is_floating_point():
@@ -102,7 +102,7 @@ def function(name: str, value: Function) -> Function:
 
 
 def pairs(name: str, value: Iterable[tuple[X, Y]]) -> list[tuple[X, Y]]:
-    """Check for a list, or anything else that can be iterated over, of at least one ``(inputs, targets)``."""
+    """Check for a list, or anything else that can be iterated over, of at least one `(inputs, targets)`."""
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
         raise TypeError(f"{name} must be a list of (inputs, targets), not {value!r}")
     entries = list(value)
@@ -117,7 +117,7 @@ def pairs(name: str, value: Iterable[tuple[X, Y]]) -> list[tuple[X, Y]]:
 
 
 def vector_map(name: str, mapping: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
-    """Wrap a function ``v -> w`` so that each w is checked like :func:`real_vector`, and v stays as it is."""
+    """Wrap a function `v -> w` so that each w is checked like `real_vector`, and v stays as it is."""
     function(name, mapping)
 
     def checked(v: Tensor) -> Tensor:

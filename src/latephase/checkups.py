@@ -40,7 +40,7 @@ def refuse_several_processes() -> None:
 
 
 def refuse_cached_parametrizations() -> None:
-    """Raise RuntimeError within ``parametrize.cached()``, where trial points would see the weights of another."""
+    """Raise RuntimeError within `parametrize.cached()`, where trial points would see the weights of another."""
     if parametrize._cache_enabled:
         raise RuntimeError(
             "a step within torch.nn.utils.parametrize.cached() would judge every trial point by the cached weights of "
@@ -49,7 +49,7 @@ def refuse_cached_parametrizations() -> None:
 
 
 def refuse_missing_closure(*, used: bool) -> None:
-    """Raise TypeError for a step without a closure by an optimizer that is ``used``, in whatever sense."""
+    """Raise TypeError for a step without a closure by an optimizer that is `used`, in whatever sense."""
     if used:
         raise TypeError(
             "step needs a closure that computes the loss, as it is evaluated several times: opt.step(closure), "
@@ -68,7 +68,7 @@ def check_deterministic(parameters: Parameters, first: Objective, second: Object
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line that called the step, past this package's own modules and what PyTorch wraps around ``step``."""
+    """Warn at the line that called the step, past this package's own modules and what PyTorch wraps around `step`."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals["__name__"].startswith(AROUND_A_STEP):
         level, frame = level + 1, frame.f_back

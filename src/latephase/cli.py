@@ -1,4 +1,4 @@
-"""``latephase …`` on the command line."""
+"""`latephase …` on the command line."""
 
 from pathlib import Path
 from typing import Annotated

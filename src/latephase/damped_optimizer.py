@@ -36,7 +36,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
 
     Args:
         params: Parameters or parameter groups.
-        defaults: ``lr``, ``damping`` and ``weight_decay`` of groups that do not name them.
+        defaults: `lr`, `damping` and `weight_decay` of groups that do not name them.
         damping_bounds: λ stays between these, 0 < lower ≤ upper.
         verbose: Whether to print each step's record.
     """
@@ -134,7 +134,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             group["damping"] = clipped(factor * float(group["damping"]), self.damping_bounds)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with its own ``lr``, ``damping`` and ``weight_decay`` if it names them."""
+        """Add a group of parameters, with its own `lr`, `damping` and `weight_decay` if it names them."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         options = self._check_group({**self.defaults, **param_group})

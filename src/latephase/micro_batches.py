@@ -40,15 +40,15 @@ class Batches(NamedTuple):
 
 
 class Cutter:
-    """Makes closures from lists of ``(inputs, targets)``.
+    """Makes closures from lists of `(inputs, targets)`.
 
     A micro-batch that stands in several lists has one closure, so that the graph of one forward pass can serve all.
 
     Args:
         model: Maps inputs to outputs.
-        loss_func: Maps ``(outputs, targets)`` to the loss.
-        reduction: How ``loss_func`` reduces over samples: ``"sum"``; ``"mean"``, which weights each micro-batch by
-            ``targets.shape[0]``; or a function ``targets -> weight`` for losses that are means over something else,
+        loss_func: Maps `(outputs, targets)` to the loss.
+        reduction: How `loss_func` reduces over samples: `"sum"`; `"mean"`, which weights each micro-batch by
+            `targets.shape[0]`; or a function `targets -> weight` for losses that are means over something else,
             such as the tokens that are not padding.
         device: Inputs and targets are moved there when they are used.
 
@@ -72,7 +72,7 @@ class Cutter:
         self._closures: dict[int, Forward] = {}
 
     def __call__(self, name: str, datalist: Sequence[Pair]) -> list[MicroBatch]:
-        """Return the micro-batches of a list; ``name`` is what the user calls it.
+        """Return the micro-batches of a list; `name` is what the user calls it.
 
         Raises:
             TypeError, ValueError: If it is no list of pairs, or its weights cannot be told.

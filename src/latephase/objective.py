@@ -32,7 +32,7 @@ class Expansion(NamedTuple):
         loss_model: The loss on the model batch B; None where the user brought the gradient.
         loss: The loss on the evaluation batch B̄.
         gradient: g on B, shape (P,); the caller may overwrite it.
-        curvature: ``v -> Cv`` on B, for vectors of shape (P,).
+        curvature: `v -> Cv` on B, for vectors of shape (P,).
     """
 
     theta: Tensor
@@ -64,7 +64,7 @@ class Given(NamedTuple):
 
 
 class ClosureObjective:
-    """The objective that closures compute: ``L(θ) = Σ weight · loss(θ) + ½ Σ wd · θ²``.
+    """The objective that closures compute: `L(θ) = Σ weight · loss(θ) + ½ Σ wd · θ²`.
 
     The second term enters loss, gradient and curvature alike.
 
@@ -149,7 +149,7 @@ class ClosureObjective:
         return plus_scaled(curvature(v), self._weight_decay, v)
 
     def _loss_here(self, theta: Tensor) -> float:
-        """The loss on B̄ where the parameters are, which is ``theta``."""
+        """The loss on B̄ where the parameters are, which is `theta`."""
         loss = self._penalty(theta)
         for number, (forward, weight) in enumerate(self._batches.evaluation):
             with self._transaction.evaluation(number), torch.enable_grad():
@@ -181,7 +181,7 @@ class TrialLosses:
         self._known: dict[tuple[int, float], float] = {}
 
     def all_equal(self, loss_0: float) -> bool:
-        """Whether the loss was ``loss_0`` to the bit at every trial point, and there were several."""
+        """Whether the loss was `loss_0` to the bit at every trial point, and there were several."""
         return len(self._known) > 1 and all(loss == loss_0 for loss in self._known.values())
 
     def __call__(self, n: int, scale: float | Tensor = 1.0) -> float:

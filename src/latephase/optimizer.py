@@ -51,10 +51,10 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
     random number stream and optimizer state as they were.
 
     Args:
-        params: Parameters or parameter groups. A group may have its own ``lr``, ``damping`` and ``weight_decay``;
+        params: Parameters or parameter groups. A group may have its own `lr`, `damping` and `weight_decay`;
             all three are read afresh at every step.
-        curvature_opt: ``"ggn"``, the positive semi-definite generalised Gauss-Newton matrix (Martens 2010,
-            Section 4.2), or ``"hessian"``.
+        curvature_opt: `"ggn"`, the positive semi-definite generalised Gauss-Newton matrix (Martens 2010,
+            Section 4.2), or `"hessian"`.
         damping: λ of the first step, ≥ 0. (1.0: Tatzel et al. 2022, Appendix A.1.)
         adapt_damping: Whether the Levenberg–Marquardt rule changes λ (Martens 2010, Section 4.1).
         cg_max_iter: Most CG iterations per step; None means P. (250: Martens & Sutskever 2012, Section 8.7.)
@@ -67,22 +67,22 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         verbose: Whether to print each step's record.
         weight_decay: wd ≥ 0: adds ½ wd ‖θ‖² to the objective, and so enters loss, gradient *and* curvature.
         martens_conv_crit: Whether CG stops by Martens' relative progress rule (2010, Section 4.4), or runs on until
-            ``cg_max_iter`` or until the linear system is solved to rounding.
-        nonpos_curv_option: What CG does at non-positive curvature: ``"stop"`` and use the iterates so far,
-            ``"saddle-free"`` (absolute value, Dauphin et al. 2014) or ``"ignore"``.
+            `cg_max_iter` or until the linear system is solved to rounding.
+        nonpos_curv_option: What CG does at non-positive curvature: `"stop"` and use the iterates so far,
+            `"saddle-free"` (absolute value, Dauphin et al. 2014) or `"ignore"`.
         damping_bounds: λ stays between these, 0 < lower ≤ upper. They only keep a long series of failures (or
             successes) from taking λ where no later step could bring it back.
         product_dtype: Type in which matrix products and convolutions work within products with the GGN, such as
-            ``torch.bfloat16``; None for the network's own. Checked for accuracy at first use.
-        compile: Whether ``torch.compile`` compiles the products with the GGN. Takes long at first use.
+            `torch.bfloat16`; None for the network's own. Checked for accuracy at first use.
+        compile: Whether `torch.compile` compiles the products with the GGN. Takes long at first use.
         solver: What minimises the quadratic model, an object or its name in `latephase.parts.SOLVERS`, instead of the
             four arguments for conjugate gradients.
-        damping_rule: What changes λ, instead of ``adapt_damping``.
-        backtracking: What chooses among the solver's steps, instead of ``use_cg_backtracking``.
-        line_search: What chooses the step size, instead of ``use_linesearch``.
+        damping_rule: What changes λ, instead of `adapt_damping`.
+        backtracking: What chooses among the solver's steps, instead of `use_cg_backtracking`.
+        line_search: What chooses the step size, instead of `use_linesearch`.
 
     Attributes:
-        last_step: The :class:`~latephase.records.StepRecord` of the last step; None before the first.
+        last_step: The `StepRecord` of the last step; None before the first.
 
     Raises:
         ValueError, TypeError: For an argument of the wrong type or range, naming it and what is allowed.
@@ -202,25 +202,25 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         """Take one step.
 
         Args:
-            forward: Returns ``(loss, outputs)`` on the model batch B; the loss alone is enough for
-                ``curvature_opt="hessian"``. It may call ``backward`` and ``zero_grad``, which do nothing here.
+            forward: Returns `(loss, outputs)` on the model batch B; the loss alone is enough for
+                `curvature_opt="hessian"`. It may call `backward` and `zero_grad`, which do nothing here.
             grad: The gradient on B, shape (P,), where you have it already; weight decay is added to it.
-            mvp: ``v -> Cv``, the curvature on B, where you have it already; weight decay and damping are added.
-            M_func: ``v -> Mv``, a preconditioner: an approximation of the inverse of the *damped* curvature, see
-                :meth:`get_preconditioner`.
+            mvp: `v -> Cv`, the curvature on B, where you have it already; weight decay and damping are added.
+            M_func: `v -> Mv`, a preconditioner: an approximation of the inverse of the *damped* curvature, see
+                `get_preconditioner`.
             test_deterministic: Whether to check first that loss and products are the same when evaluated twice.
-            evaluate: Returns the loss, or ``(loss, outputs)``, on the evaluation batch B̄, which should be disjoint
-                from B (Tatzel et al. 2022, Section 2). Default: ``forward``.
-            closure: Another name for ``forward``, the one that PyTorch's own tools use.
+            evaluate: Returns the loss, or `(loss, outputs)`, on the evaluation batch B̄, which should be disjoint
+                from B (Tatzel et al. 2022, Section 2). Default: `forward`.
+            closure: Another name for `forward`, the one that PyTorch's own tools use.
 
         Returns:
-            The objective on B̄ after the step; None for a first ``step(None)``, which does nothing.
+            The objective on B̄ after the step; None for a first `step(None)`, which does nothing.
 
         Raises:
             TypeError, ValueError: For bad arguments, or closures that return something else. Nothing has changed then.
 
         Warns:
-            StepUndoneWarning: If a number was not finite. Nothing has changed then; see ``last_step.outcome``.
+            StepUndoneWarning: If a number was not finite. Nothing has changed then; see `last_step.outcome`.
         """
         refuse_grad_scaler(self)
         if forward is not None and closure is not None:
@@ -253,20 +253,20 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         *,
         micro_batches_in_memory: int = 1,
     ) -> float:
-        """Take one step with batches that are lists of micro-batches ``(inputs, targets)``.
+        """Take one step with batches that are lists of micro-batches `(inputs, targets)`.
 
         Args:
             model: Maps inputs to outputs.
-            loss_func: Maps ``(outputs, targets)`` to the loss.
+            loss_func: Maps `(outputs, targets)` to the loss.
             loss_datalist: The evaluation batch B̄.
-            grad_datalist: The batch for the gradient. Default: ``loss_datalist``.
+            grad_datalist: The batch for the gradient. Default: `loss_datalist`.
             mvp_datalist: The batch for the curvature; it may be smaller than the gradient's.
-                Default: ``loss_datalist``.
-            M_func: As for :meth:`step`.
-            reduction: How ``loss_func`` reduces over samples: ``"mean"``, ``"sum"``, or a function
-                ``targets -> weight`` for means over something else than ``targets.shape[0]`` samples (tokens that
-                are not padding, say). Check it once with :meth:`test_reduction`.
-            test_deterministic: As for :meth:`step`.
+                Default: `loss_datalist`.
+            M_func: As for `step`.
+            reduction: How `loss_func` reduces over samples: `"mean"`, `"sum"`, or a function
+                `targets -> weight` for means over something else than `targets.shape[0]` samples (tokens that
+                are not padding, say). Check it once with `test_reduction`.
+            test_deterministic: As for `step`.
             micro_batches_in_memory: How many micro-batches' graphs may be in memory at once. With as many as the
                 curvature's list has, no forward pass is repeated.
 

@@ -14,10 +14,10 @@ class Parameters:
     """The trainable parameters of an optimizer's groups as one vector θ of length P.
 
     The order is that of the groups and of the parameters in each. Frozen parameters
-    (``requires_grad=False``) are left out, so the view is made afresh at every step.
+    (`requires_grad=False`) are left out, so the view is made afresh at every step.
 
     Args:
-        groups: An optimizer's ``param_groups``.
+        groups: An optimizer's `param_groups`.
 
     Attributes:
         tensors: The trainable parameters, P entries in all.
@@ -49,7 +49,7 @@ class Parameters:
         return self.join(self.tensors)
 
     def write(self, theta: Tensor) -> None:
-        """Copy the vector ``theta``, shape (P,), into the parameters, keeping their storage and strides."""
+        """Copy the vector `theta`, shape (P,), into the parameters, keeping their storage and strides."""
         if not self.tensors:
             return
         with torch.no_grad():
@@ -57,7 +57,7 @@ class Parameters:
             torch._foreach_copy_(self.tensors, self.split(theta))
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Cut ``vector``, shape (P,), into tensors with the parameters' shapes and dtypes."""
+        """Cut `vector`, shape (P,), into tensors with the parameters' shapes and dtypes."""
         pieces = vector.split(self._sizes)
         return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.tensors, strict=True)]
 
@@ -71,7 +71,7 @@ class Parameters:
         return torch.cat(flat) if flat else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     def spread(self, key: str) -> float | Tensor:
-        """Return the groups' option ``key``: one number where all agree, else a vector of shape (P,)."""
+        """Return the groups' option `key`: one number where all agree, else a vector of shape (P,)."""
         values = [(float(group[key]), sum(p.numel() for p in members)) for group, members in self._groups]
         if all(value == values[0][0] for value, _ in values):
             return values[0][0]

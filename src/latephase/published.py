@@ -41,16 +41,16 @@ class PublishedHelpers:
         reduction: str,
         exponent: float | None = None,
     ) -> Operator:
-        """Return Martens' preconditioner for the present λ, to be given to a step as ``M_func``.
+        """Return Martens' preconditioner for the present λ, to be given to a step as `M_func`.
 
-        ``(diag(F) + wd + λ)^(-exponent)`` with F the empirical Fisher matrix (Martens 2010, Section 4.7).
+        `(diag(F) + wd + λ)^(-exponent)` with F the empirical Fisher matrix (Martens 2010, Section 4.7).
 
         Args:
             model: Maps inputs to outputs; BatchNorm layers must be in eval mode.
-            loss_func: Maps ``(outputs, targets)`` to the loss.
+            loss_func: Maps `(outputs, targets)` to the loss.
             inputs: N samples.
             targets: N targets.
-            reduction: How ``loss_func`` reduces over samples, ``"mean"`` or ``"sum"``.
+            reduction: How `loss_func` reduces over samples, `"mean"` or `"sum"`.
             exponent: > 0 and at most 1. (0.75: Martens 2010, Section 4.7.)
 
         Raises:
@@ -83,10 +83,10 @@ class PublishedHelpers:
         """Check that micro-batches add up: loss, gradient and a curvature product, against those on their union.
 
         Args:
-            model: As for :meth:`HessianFree.acc_step`.
+            model: As for `HessianFree.acc_step`.
             loss_func: Likewise.
             datalist: At least two micro-batches, better of different sizes.
-            reduction: As for :meth:`HessianFree.acc_step`.
+            reduction: As for `HessianFree.acc_step`.
 
         Raises:
             RuntimeError: If they do not, naming what differs. BatchNorm in training mode and dropout do that too.

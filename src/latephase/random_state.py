@@ -17,7 +17,7 @@ class RandomState(NamedTuple):
 
     Attributes:
         torch: States of the default generators of the CPU and, if it is a GPU, of the device.
-        python: State of the module ``random``.
+        python: State of the module `random`.
         numpy: State of NumPy's global generator; None where nobody has imported NumPy.
     """
 
@@ -33,7 +33,7 @@ def read_random_state(device: torch.device) -> RandomState:
 
 
 def write_random_state(device: torch.device, state: RandomState) -> None:
-    """Go back to a state that :func:`read_random_state` returned for the same device."""
+    """Go back to a state that `read_random_state` returned for the same device."""
     set_rng_state(device, state.torch)
     random.setstate(state.python)
     if state.numpy is not None:
@@ -49,7 +49,7 @@ def rng_state(device: torch.device) -> list[Tensor]:
 
 
 def set_rng_state(device: torch.device, states: list[Tensor]) -> None:
-    """Go back to a state that :func:`rng_state` returned for the same device."""
+    """Go back to a state that `rng_state` returned for the same device."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

@@ -48,7 +48,7 @@ class StepUndoneWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Counts:
-    """Work done in a step, in evaluations of the closures (of micro-batches, in ``acc_step``).
+    """Work done in a step, in evaluations of the closures (of micro-batches, in `acc_step`).
 
     Attributes:
         losses: Forward passes for a loss alone.
@@ -71,7 +71,7 @@ class StepRecord:
         outcome: What became of the step.
         loss_model: Objective on the model batch B before the step; None where nothing needed it.
         loss_before: Objective on the evaluation batch B̄ before the step.
-        loss_after: Objective on B̄ after the step; equal to ``loss_before`` where the parameters stayed.
+        loss_after: Objective on B̄ after the step; equal to `loss_before` where the parameters stayed.
         damping: λ used in this step (of the first parameter group).
         next_damping: λ for the next step.
         reduction_ratio: ρ, actual over predicted change; None where there was no step to judge.

@@ -38,7 +38,7 @@ class Left:
         self.theta: Tensor | None = None
 
     def enforce(self, but: frozenset[int]) -> None:
-        """Put it back into modules and tensors, except into the storages ``but``."""
+        """Put it back into modules and tensors, except into the storages `but`."""
         self._writes.restore(but)
         for one in self._modules:
             one.enforce()
@@ -87,7 +87,7 @@ class Transaction:
 
     Each evaluation starts from the random numbers, buffers, attributes and other tensors that the step found. What the
     *first* evaluation (a forward pass at θ on the model batch) did to them is the step's one canonical update: it is
-    what :meth:`commit` leaves behind. Everything else is rolled back. Buffers and attributes are found as their
+    what `commit` leaves behind. Everything else is rolled back. Buffers and attributes are found as their
     modules are called, other tensors as they are written to.
 
     Args:
@@ -122,7 +122,7 @@ class Transaction:
 
         Raises:
             ParametersWrittenError: If this is the first evaluation, and it wrote to the parameters.
-            RuntimeError: If the closure works on a ``.grad`` that it does not have here.
+            RuntimeError: If the closure works on a `.grad` that it does not have here.
         """
         self._seed(micro_batch)
         _quieten_compiler_about_hooks()
@@ -176,7 +176,7 @@ class Transaction:
         """Leave everything as the step found it, and watch modules no longer.
 
         Args:
-            to_start: Whether that is the end of it, also after a :meth:`commit`.
+            to_start: Whether that is the end of it, also after a `commit`.
         """
         if self._hook is not None:
             self._hook.remove()
@@ -238,10 +238,10 @@ def settled(
     optimizer: torch.optim.Optimizer | None = None,
     undone: Callable[[Result], bool] = lambda result: False,
 ) -> Result:
-    """Run ``attempt`` within a transaction, and leave everything as its first evaluation did; or roll it back.
+    """Run `attempt` within a transaction, and leave everything as its first evaluation did; or roll it back.
 
     Where its first evaluation writes to the parameters, as a data-dependent initialisation or an embedding with
-    ``max_norm`` does, that is taken over as the canonical update, and the attempt is made once more from there.
+    `max_norm` does, that is taken over as the canonical update, and the attempt is made once more from there.
 
     Args:
         parameters: The step's parameters.

@@ -13,7 +13,7 @@ from latephase.parameters import Parameters
 
 @contextmanager
 def at_trial_point(parameters: Parameters, trial: Tensor, theta: Tensor) -> Iterator[None]:
-    """Within the context the parameters hold ``trial``; afterwards ``theta``, both of shape (P,).
+    """Within the context the parameters hold `trial`; afterwards `theta`, both of shape (P,).
 
     Everything sees the trial point that sees the parameters: modules, custom Functions, TorchScript.
     """

@@ -123,7 +123,7 @@ class WriteLog:
         return now
 
     def restore(self, but: frozenset[int] = frozenset()) -> None:
-        """Put back everything that was kept, except in the storages ``but``."""
+        """Put back everything that was kept, except in the storages `but`."""
         for tensor, data in self._replaced.values():
             tensor.data = data
         for place in reversed([place for (storage, *_), place in self._places.items() if storage not in but]):
@@ -143,7 +143,7 @@ class WriteLog:
 class Watch(TorchFunctionMode):
     """Run a closure as a step's evaluation.
 
-    ``backward`` is skipped and the parameters seem to have no ``.grad``, which lets an ordinary training closure serve
+    `backward` is skipped and the parameters seem to have no `.grad`, which lets an ordinary training closure serve
     as it is: the caller differentiates the loss that it returns. Before a write the log takes what was there.
 
     Args:
@@ -207,7 +207,7 @@ class Watch(TorchFunctionMode):
                     self._new.add(storage)
 
     def _grad(self, what: Kind, args: tuple[object, ...]) -> None:
-        """A parameter's ``.grad``, which is None here, and which only None may be assigned to."""
+        """A parameter's `.grad`, which is None here, and which only None may be assigned to."""
         if what is Kind.GRAD_READ:
             self.read_grad_after_backward |= self.skipped_backward
         elif len(args) > 1 and args[1] is not None:
@@ -247,7 +247,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has strides and memory of its own: it is neither sparse nor wrapped by ``torch.func``."""
+    """Whether a tensor has strides and memory of its own: it is neither sparse nor wrapped by `torch.func`."""
     return tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
@@ -266,6 +266,6 @@ def function_modes() -> list[TorchFunctionMode]:
 
 
 def leave_function_modes(depth: int) -> None:
-    """Leave all but the outermost ``depth`` modes: an interrupt can fall while a context is entered or left."""
+    """Leave all but the outermost `depth` modes: an interrupt can fall while a context is entered or left."""
     for mode in reversed(function_modes()[depth:]):
         mode.__exit__(None, None, None)

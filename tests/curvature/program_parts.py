@@ -1,8 +1,8 @@
 """The parts of random programs: layers and functions that map features of shape (N, D) to others of that shape.
 
-A part is registered under a name with what is special about it. A layer is a function ``(draw, world) -> module``,
-where ``draw`` makes its random choices; a function of the features is ``(h, world) -> h``. What changes between two
-calls of one closure (data, constants in Python, flags) is in the ``world``.
+A part is registered under a name with what is special about it. A layer is a function `(draw, world) -> module`,
+where `draw` makes its random choices; a function of the features is `(h, world) -> h`. What changes between two
+calls of one closure (data, constants in Python, flags) is in the `world`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ PARTS: dict[str, Part] = {}
 
 
 def layer(name: str, **properties: Any) -> Callable:
-    """Register a function ``(draw, world) -> module``."""
+    """Register a function `(draw, world) -> module`."""
 
     def register(build: Callable) -> Callable:
         PARTS[name] = Part(name, build, **properties)
@@ -137,7 +137,7 @@ def layer(name: str, **properties: Any) -> Callable:
 
 
 def function(name: str, **properties: Any) -> Callable:
-    """Register a function ``(features, world) -> features``."""
+    """Register a function `(features, world) -> features`."""
 
     def register(apply: Callable) -> Callable:
         PARTS[name] = Part(name, lambda draw, world: Apply(apply, world), **properties)
@@ -158,7 +158,7 @@ class Apply(nn.Module):
 
 
 class With(nn.Module):
-    """A function of the features and of modules or parameters, ``(h, self) -> h``."""
+    """A function of the features and of modules or parameters, `(h, self) -> h`."""
 
     def __init__(self, compute: Callable, world: World, **members: Any) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
 """Random small PyTorch programs, each from one integer, and their curvature by dense matrices.
 
-``Program(seed)`` is a closure with parameters: a network composed at random of the parts in ``program_parts``, outputs
-and a loss of ``program_losses``, and what else is found in training code: frozen weights, hooks, constants in Python,
-several candidate losses. ``truth(seed, use)`` is its curvature by other definitions, in float64:
+`Program(seed)` is a closure with parameters: a network composed at random of the parts in `program_parts`, outputs
+and a loss of `program_losses`, and what else is found in training code: frozen weights, hooks, constants in Python,
+several candidate losses. `truth(seed, use)` is its curvature by other definitions, in float64:
 
 - the generalised Gauss-Newton matrix JᵀHJ, with J row by row by reverse differentiation of the closure as it is, and
   H the Hessian of the loss as a function of the returned outputs alone, as independent variables;
 - the Hessian, by differentiating the closure's gradient.
 
-``python -m tests.curvature.random_programs --seed 17`` describes a program and compares its products.
+`python -m tests.curvature.random_programs --seed 17` describes a program and compares its products.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ def vectors(program: Program) -> Tensor:
 
 
 def truth(seed: int, use: Use, *, relative: float = 0.0, move: int = 0) -> Truth:
-    """The products of a program at one use; at parameters that are moved by ``relative``, if that is not 0."""
+    """The products of a program at one use; at parameters that are moved by `relative`, if that is not 0."""
     program = Program(seed, exact=True)
     V = vectors(program)
     with default_dtype(torch.float64), math_kernels(), warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""``python -m tests.curvature.random_programs --programs 2000``: hold many random programs against the truth.
+"""`python -m tests.curvature.random_programs --programs 2000`: hold many random programs against the truth.
 
-With ``--seed 17`` one of them, with its description and each comparison. ``--jobs`` sets the number of processes, and
-``--store FILE`` keeps what was found: the same command goes on from there.
+With `--seed 17` one of them, with its description and each comparison. `--jobs` sets the number of processes, and
+`--store FILE` keeps what was found: the same command goes on from there.
 """
 
 from __future__ import annotations

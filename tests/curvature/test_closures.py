@@ -247,7 +247,7 @@ class Linear(torch.autograd.Function):
 
 
 class Scaled(torch.autograd.Function):
-    """With ``setup_context``, and a forward derivative that depends on a setting."""
+    """With `setup_context`, and a forward derivative that depends on a setting."""
 
     factor = 1.0
 

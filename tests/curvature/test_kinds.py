@@ -31,7 +31,7 @@ def _float64_one_seed_no_memory():
 
 
 class Kind(NamedTuple):
-    """A model with inputs; ``rung`` is how its products are expected to be computed."""
+    """A model with inputs; `rung` is how its products are expected to be computed."""
 
     name: str
     build: Callable[[], nn.Module]

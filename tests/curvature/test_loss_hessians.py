@@ -14,7 +14,7 @@ REDUCTIONS = ["mean", "sum"]
 
 
 def recorded(loss, outputs):
-    """The call that a closure computing ``loss(outputs)`` makes, as the engine sees it."""
+    """The call that a closure computing `loss(outputs)` makes, as the engine sees it."""
     outputs = outputs.detach().requires_grad_()
     with Recording([outputs]) as recording:
         loss(outputs)

@@ -1,7 +1,7 @@
 """Curvature of programs composed at random: each product is right, or refused by name. None is silently wrong.
 
-The programs are in ``programs``, what is held against what in ``program_checks``. Many more of them:
-``python -m tests.curvature.random_programs --programs 2000``; one in detail: ``--seed 17``.
+The programs are in `programs`, what is held against what in `program_checks`. Many more of them:
+`python -m tests.curvature.random_programs --programs 2000`; one in detail: `--seed 17`.
 """
 
 from collections import Counter
@@ -62,7 +62,7 @@ def test_a_seed_decides_on_everything():
 
 
 def differences(function, params, step=1e-6):
-    """The Jacobian of ``function() -> vector`` in the parameters by central differences, shape (entries, P)."""
+    """The Jacobian of `function() -> vector` in the parameters by central differences, shape (entries, P)."""
     columns = []
     for p in params:
         values = p.detach().view(-1)

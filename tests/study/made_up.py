@@ -133,7 +133,7 @@ def training_curve(name, known, draw):
 
 
 def run_curve(run, known, trained, strategy, draw):
-    """21 points, the loss falling exponentially to where the strategy ends; ``trained`` is a share of the training."""
+    """21 points, the loss falling exponentially to where the strategy ends; `trained` is a share of the training."""
     start = loss_at(54.0 * trained, known)
     gains = STRATEGIES.get(strategy, (0.2, 0.2, 0.2))
     gain = np.interp(trained, (1 / 3, 2 / 3, 1), gains) * (1 + 0.08 * draw.standard_normal())

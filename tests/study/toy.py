@@ -37,7 +37,7 @@ TOY = Problem(
 
 
 def build():
-    """What the command line is given: ``…/toy.py:build``."""
+    """What the command line is given: `…/toy.py:build`."""
     return TOY
 
 

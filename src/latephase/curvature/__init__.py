@@ -31,15 +31,15 @@ def ggn(
     """The generalised Gauss-Newton matrix of a loss at the present parameters, as an operator.
 
     Args:
-        forward: Returns ``(loss, outputs)``; called once.
+        forward: Returns `(loss, outputs)`; called once.
         params: The parameters to differentiate by, in the order of the vectors' entries. P entries in all.
         product_dtype: Type in which matrix products and convolutions work within a product, such as
-            ``torch.bfloat16``; None for the network's own. Everything else, the result included, keeps its type.
-        compile: Whether ``torch.compile`` compiles the products. Takes long at first use.
+            `torch.bfloat16`; None for the network's own. Everything else, the result included, keeps its type.
+        compile: Whether `torch.compile` compiles the products. Takes long at first use.
 
     Returns:
-        An operator ``C`` with ``C @ v`` for vectors of shape (P,) and matrices of shape (P, k). ``C.backend`` names the
-        way products are computed and ``C.explain()`` says why. It belongs to the present parameters: once they change,
+        An operator `C` with `C @ v` for vectors of shape (P,) and matrices of shape (P, k). `C.backend` names the
+        way products are computed and `C.explain()` says why. It belongs to the present parameters: once they change,
         products raise RuntimeError.
 
     Raises:
@@ -61,9 +61,9 @@ def ggn(
 
 
 def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
-    """The Hessian of a loss at the present parameters, as an operator; arguments as for :func:`ggn`.
+    """The Hessian of a loss at the present parameters, as an operator; arguments as for `ggn`.
 
-    ``forward`` may return the loss alone.
+    `forward` may return the loss alone.
     """
     return _at_present_point(Hessian, forward, params)
 

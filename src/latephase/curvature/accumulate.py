@@ -37,7 +37,7 @@ class Term(NamedTuple):
 
 
 class Accumulated:
-    """``v -> Σ weight · C v`` over the parts of a batch.
+    """`v -> Σ weight · C v` over the parts of a batch.
 
     While one part is being worked on its graph is in memory too; where all fit, none is worked on twice.
 

@@ -36,13 +36,13 @@ def parameter_below(root: Node | None, parameters: Sequence[Tensor]) -> Tensor |
 
 
 def parameter_made_use_of_before(loss: Tensor, start: int, parameters: Sequence[Tensor]) -> Tensor | None:
-    """A parameter that the loss depends on by way of a node older than ``start``, if any."""
+    """A parameter that the loss depends on by way of a node older than `start`, if any."""
     old = [n for n in nodes(loss.grad_fn) if n._sequence_nr() <= start and not hasattr(n, "variable")]
     return next((p for n in old if (p := parameter_below(n, parameters)) is not None), None)
 
 
 def is_custom(node: Node) -> bool:
-    """Whether a node's backward pass is somebody's own: a Python ``autograd.Function``, or one of a C++ extension."""
+    """Whether a node's backward pass is somebody's own: a Python `autograd.Function`, or one of a C++ extension."""
     return isinstance(node, torch._C._FunctionBase) or "CppNode" in node.name()
 
 

@@ -42,17 +42,17 @@ def diagonal_empirical_fisher(
     reduction: str,
     chunk_size: int = 64,
 ) -> Tensor:
-    """Return Σᵢ gᵢ² (``reduction="sum"``) or its mean over the N samples (``"mean"``), shape (P,).
+    """Return Σᵢ gᵢ² (`reduction="sum"`) or its mean over the N samples (`"mean"`), shape (P,).
 
-    gᵢ is the gradient of the loss of sample i alone: ``loss_func(model(x[None]), y[None])``.
+    gᵢ is the gradient of the loss of sample i alone: `loss_func(model(x[None]), y[None])`.
 
     Args:
         model: Maps a batch of inputs to outputs; samples must not influence each other.
-        loss_func: Maps ``(outputs, targets)`` to the loss.
+        loss_func: Maps `(outputs, targets)` to the loss.
         inputs: N samples, first dimension N.
         targets: N targets, first dimension N.
         parameters: The parameters to differentiate by, P entries in all.
-        reduction: ``"sum"`` or ``"mean"``.
+        reduction: `"sum"` or `"mean"`.
         chunk_size: Samples whose gradients are in memory at once.
 
     Raises:

@@ -30,7 +30,7 @@ from latephase.curvature.verify import (
 
 
 class GGN(CurvatureOperator[Factors]):
-    """``C @ v`` for C = JᵀHJ: J the Jacobian of the outputs in θ, H the Hessian of the loss in the outputs.
+    """`C @ v` for C = JᵀHJ: J the Jacobian of the outputs in θ, H the Hessian of the loss in the outputs.
 
     Several outputs count as independent variables of the loss, also where one was computed from another. All that
     depends on the point alone is computed once; a product runs no forward pass again.

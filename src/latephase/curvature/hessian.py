@@ -14,7 +14,7 @@ from latephase.curvature.verify import COTANGENT, DIRECTION, check, check_hessia
 
 
 class Hessian(CurvatureOperator[GradientGraph]):
-    """``C @ v`` for the Hessian C of the loss at a point.
+    """`C @ v` for the Hessian C of the loss at a point.
 
     The gradient's graph is built once; a product differentiates it. The graph stays in memory.
 

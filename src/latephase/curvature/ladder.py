@@ -97,7 +97,7 @@ class Choice(Generic[E]):
         options: How it computes.
         refusals: Why others were not chosen, by name.
         remarks: What the user should know of the products.
-        gain: See :class:`Verdict`.
+        gain: See `Verdict`.
         needs_graph: Whether an engine can only be built, and checked, where a point has its graph.
     """
 
@@ -142,7 +142,7 @@ class Ladder(Generic[E]):
         return self.choices.get(_key(point, options))
 
     def climb(self, point: Point, options: Options) -> tuple[E, Choice[E]]:
-        """Return an engine at ``point`` by the best rung that works, and how it was chosen.
+        """Return an engine at `point` by the best rung that works, and how it was chosen.
 
         A remembered choice that fails at this point is made anew.
 
@@ -166,7 +166,7 @@ class Ladder(Generic[E]):
         return self._chosen(point, options, self.rungs, failures)
 
     def step_down(self, point: Point, options: Options, choice: Choice[E], error: Exception) -> tuple[E, Choice[E]]:
-        """Return an engine by a rung below that of ``choice``, which failed at a product.
+        """Return an engine by a rung below that of `choice`, which failed at a product.
 
         Raises:
             CurvatureError: If there is none.
@@ -177,7 +177,7 @@ class Ladder(Generic[E]):
     def _chosen(
         self, point: Point, options: Options, rungs: Sequence[Rung[E]], failures: dict[str, str]
     ) -> tuple[E, Choice[E]]:
-        """Choose among ``rungs``, remember the choice, and say what there is to say of it."""
+        """Choose among `rungs`, remember the choice, and say what there is to say of it."""
         key = _key(point, options)
         self.choices.pop(key, None)
         point.restore_graph()

@@ -1,4 +1,4 @@
-"""Hessians of PyTorch's common losses in their inputs, in closed form: products ``v -> Hv`` in output space."""
+"""Hessians of PyTorch's common losses in their inputs, in closed form: products `v -> Hv` in output space."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LossCall(NamedTuple):
 
 
 def closed_form(call: LossCall | None, outputs: Tensor) -> Product | None:
-    """Return ``v -> Hv`` for the loss call on ``outputs``, or None where no closed form is known.
+    """Return `v -> Hv` for the loss call on `outputs`, or None where no closed form is known.
 
     Args:
         call: The call that made the loss.

@@ -24,6 +24,6 @@ def math_kernels() -> Iterator[None]:
 
 
 def evaluated_with_math_kernels(point: Point) -> Point:
-    """Run the closure of ``point`` again, with kernels that have all derivatives."""
+    """Run the closure of `point` again, with kernels that have all derivatives."""
     with math_kernels():
         return point.evaluated_again()

@@ -1,4 +1,4 @@
-"""What all curvature operators have in common: ``C @ v``, and an account of how it is computed."""
+"""What all curvature operators have in common: `C @ v`, and an account of how it is computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CurvatureOperator(ABC, Generic[E]):
     """A symmetric P×P matrix at one point, given by its products.
 
     Args:
-        point: Loss, outputs and, where :meth:`needs_graph_at` says so, their graph.
+        point: Loss, outputs and, where `needs_graph_at` says so, their graph.
         options: How products are computed.
 
     Attributes:
@@ -98,7 +98,7 @@ class CurvatureOperator(ABC, Generic[E]):
 
     @abstractmethod
     def _product(self, v: list[Tensor]) -> list[Tensor]:
-        """Multiply a vector that is split into the parameters' shapes, by ``self._engine``."""
+        """Multiply a vector that is split into the parameters' shapes, by `self._engine`."""
 
     def _details(self) -> str:
         return ""

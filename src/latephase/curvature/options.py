@@ -12,8 +12,8 @@ class Options(NamedTuple):
 
     Attributes:
         product_dtype: Type in which matrix products and convolutions work within a curvature product, such as
-            ``torch.bfloat16``; None for the network's own. Everything else keeps its type.
-        compile: Whether ``torch.compile`` compiles J v and Jᵀu: takes long at first use, pays on large problems.
+            `torch.bfloat16`; None for the network's own. Everything else keeps its type.
+        compile: Whether `torch.compile` compiles J v and Jᵀu: takes long at first use, pays on large problems.
     """
 
     product_dtype: torch.dtype | None = None

@@ -34,14 +34,14 @@ class Point:
         forward: The closure.
         repeat: How to run it again.
         parameters: The flat view of the parameters, the leaves of the graph.
-        loss: A scalar; it has a graph as long as ``has_graph``.
+        loss: A scalar; it has a graph as long as `has_graph`.
         outputs: The tensors the closure returned beside the loss, in whatever nesting, that the loss was computed from.
         loss_call: The call of a known loss function on the outputs that made the loss, if that is how it was made.
         program: What the closure did.
         first_node: Nodes of the graph up to this number are older than the closure's call.
-        evaluation: The closure's call; its graph is to be used within ``evaluation.as_left()``.
+        evaluation: The closure's call; its graph is to be used within `evaluation.as_left()`.
         has_graph: Whether loss and outputs have their graph.
-        gradient_pieces: The loss's gradient in the parameters' shapes, once :meth:`gradient` has computed it.
+        gradient_pieces: The loss's gradient in the parameters' shapes, once `gradient` has computed it.
     """
 
     forward: Forward
@@ -123,10 +123,10 @@ class Point:
 
 
 def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
-    """Call ``forward`` once with a graph, watch it, and check what it returns.
+    """Call `forward` once with a graph, watch it, and check what it returns.
 
     Raises:
-        TypeError: If ``forward`` returns neither a scalar loss nor a pair ``(loss, outputs)``.
+        TypeError: If `forward` returns neither a scalar loss nor a pair `(loss, outputs)`.
         ValueError: If the loss does not depend on any trainable parameter.
     """
     recording = Recording(parameters.tensors)

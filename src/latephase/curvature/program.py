@@ -46,7 +46,7 @@ class Metadata(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Metadata:
-        """What is to be minded of ``tensor`` now."""
+        """What is to be minded of `tensor` now."""
         strides = tensor.stride() if is_plain(tensor) else tensor.layout
         return cls(tensor.shape, strides, tensor.dtype, tensor.device, tensor.requires_grad)
 
@@ -95,7 +95,7 @@ class Call(NamedTuple):
 
     Attributes:
         function: The function.
-        args: Its arguments; tensors are replaced by :class:`Parameter`, :class:`Result` or :class:`External`.
+        args: Its arguments; tensors are replaced by `Parameter`, `Result` or `External`.
         kwargs: Likewise.
         settings: What else decides what it computes.
         results: Numbers of the tensors it returned.
@@ -124,7 +124,7 @@ class Program(NamedTuple):
     Attributes:
         fingerprint: Equal for two runs that computed the same, whatever their data.
         inputs: The tensors it takes from outside, and for each whether it is a leaf with a gradient.
-        calls: Its calls in their order; arguments that are inputs are :class:`Input`.
+        calls: Its calls in their order; arguments that are inputs are `Input`.
         ends: Where its loss and its outputs come from.
         unseen: Name of an operation that no call shows, such as a custom Function; then it cannot be run again.
     """
@@ -137,7 +137,7 @@ class Program(NamedTuple):
 
 
 def build(calls: Sequence[Call], ends: Sequence[Origin], unseen: str | None) -> Program:
-    """Take from all calls those that ``ends`` depend on, and number what they take from outside."""
+    """Take from all calls those that `ends` depend on, and number what they take from outside."""
     kept = _needed(calls, ends)
     made = {number for call in kept for number in call.results}
     inputs = _Inputs(made)

@@ -130,7 +130,7 @@ class Recording(TorchFunctionMode):
 
 
 def refuse_made_before(p: Tensor | None) -> None:
-    """Raise RuntimeError for a tensor that was computed from the parameter ``p`` before the closure was called."""
+    """Raise RuntimeError for a tensor that was computed from the parameter `p` before the closure was called."""
     if p is not None:
         raise RuntimeError(
             f"the loss depends on the parameter of shape {tuple(p.shape)} through a tensor that was computed from it "

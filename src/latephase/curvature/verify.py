@@ -31,14 +31,14 @@ def check(
     tolerance: float = 0.0,
     cancelled: float = 0.0,
 ) -> None:
-    """Raise :class:`DisagreementError` unless two computations agree, relative to their norm, up to rounding.
+    """Raise `DisagreementError` unless two computations agree, relative to their norm, up to rounding.
 
     Args:
         point: Where they were made; its types decide what rounding is.
         name: What was computed.
         mine: One result.
         theirs: The other.
-        tolerance: At least this much is allowed besides that of :func:`rounding`.
+        tolerance: At least this much is allowed besides that of `rounding`.
         cancelled: The norm of what the results are a sum of, where it may be much larger than theirs: towards a minimum
             the gradient is small, and its rounding is not.
     """

@@ -14,7 +14,7 @@ class StepChoice(Protocol):
     """Chooses one of the steps {p_n} that a solver proposes."""
 
     def wanted(self, max_iter: int) -> frozenset[int]:
-        """The numbers of the iterations whose iterates are candidates, when there are at most ``max_iter``."""
+        """The numbers of the iterations whose iterates are candidates, when there are at most `max_iter`."""
 
     def __call__(self, loss_at: Callable[[int], float], candidates: Iterable[int]) -> int:
         """Return the number of the step to take.

@@ -20,9 +20,9 @@ class CG:
         decay_x0: The share of the last solution to start from, in [0, 1]; 0 is a cold start.
             (0.95: Martens & Sutskever 2012, Section 10.)
         martens: Whether to stop by Martens' relative progress rule (2010, Section 4.4), or to run on until
-            ``max_iter`` or until the linear system is solved to rounding.
-        nonpositive: What to do at non-positive curvature: ``"stop"`` and use the iterates so far,
-            ``"saddle-free"`` (absolute value, Dauphin et al. 2014) or ``"ignore"``.
+            `max_iter` or until the linear system is solved to rounding.
+        nonpositive: What to do at non-positive curvature: `"stop"` and use the iterates so far,
+            `"saddle-free"` (absolute value, Dauphin et al. 2014) or `"ignore"`.
 
     Raises:
         ValueError, TypeError: For a value that is not allowed, naming it and what is.

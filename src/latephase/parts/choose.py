@@ -15,7 +15,7 @@ SOLVERS: dict[str, type[Solver]] = {"cg": CG}
 
 
 def chosen(name: str, part: Part | None, flag: bool, on: Part, off: Part) -> Part:
-    """Return ``part``, or where that is None what the flag stands for.
+    """Return `part`, or where that is None what the flag stands for.
 
     Raises:
         TypeError: If the part is given and the flag says that there is none; or if it cannot be called.

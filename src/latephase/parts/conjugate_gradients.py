@@ -93,18 +93,18 @@ def cg(
     """Minimise φ(x) = ½ xᵀAx − bᵀx for a symmetric positive definite A that is given by its products.
 
     Args:
-        A: ``v -> Av`` for vectors of shape (P,).
+        A: `v -> Av` for vectors of shape (P,).
         b: Right-hand side, shape (P,).
         x0: Starting point, shape (P,). It is used only where φ(x0) < 0 = φ(0), otherwise the start is zero.
-        M: ``v -> Mv``, an approximation of A⁻¹. Default: no preconditioning.
+        M: `v -> Mv`, an approximation of A⁻¹. Default: no preconditioning.
         max_iter: Most iterations (250: Martens & Sutskever 2012, Section 8.7). None means P.
-        martens_conv_crit: Whether to stop by :func:`relative_progress_stalled`.
+        martens_conv_crit: Whether to stop by `relative_progress_stalled`.
         nonpos_curv_option: What to do at non-positive curvature.
         keep: Numbers of the iterations whose iterates are returned, besides the last.
-        in_memory: How many of these are held; see :class:`Iterates`. On a grid with γ = 1.3, an iterate that is
+        in_memory: How many of these are held; see `Iterates`. On a grid with γ = 1.3, an iterate that is
             four before the last costs a third of the path again.
         check_every: Iterations between two looks at the numbers. A look waits for the device; the result
-            is the same whatever the interval, at the price of up to ``check_every - 1`` products too many.
+            is the same whatever the interval, at the price of up to `check_every - 1` products too many.
 
     Returns:
         The path up to the iteration at which it ended. A non-finite number ends it before it is used.
@@ -140,7 +140,7 @@ def cg(
 
 
 def relative_progress_stalled(values: list[float], epsilon: float = 5e-4) -> bool:
-    """Martens' stop rule (2010, Section 4.4) after iteration i = ``len(values) - 1``.
+    """Martens' stop rule (2010, Section 4.4) after iteration i = `len(values) - 1`.
 
     True when i > k, φ(x_i) < 0 and (φ(x_i) − φ(x_{i−k})) / φ(x_i) < kε with k = max(10, 0.1 i): over the last
     k iterations each brought less than the share ε of what has been reached.

@@ -13,7 +13,7 @@ class DampingRule(Protocol):
     """Says how λ changes after a step was tried."""
 
     def __call__(self, actual: float, predicted: float) -> float:
-        """Return the factor on λ after the loss changed by ``actual`` where the model said ``predicted``.
+        """Return the factor on λ after the loss changed by `actual` where the model said `predicted`.
 
         Args:
             actual: L(θ + p) − L(θ) on the evaluation batch.
@@ -25,8 +25,8 @@ class DampingRule(Protocol):
 class LevenbergMarquardt:
     """Trust the model less where it was wrong, and more where it was right (Martens 2010, Section 4.1).
 
-    λ grows where the reduction ratio ρ = actual / predicted is below ``lower`` and shrinks where it is above
-    ``upper``. The comparisons are made without the division. A change that is not a number, or a model that predicts
+    λ grows where the reduction ratio ρ = actual / predicted is below `lower` and shrinks where it is above
+    `upper`. The comparisons are made without the division. A change that is not a number, or a model that predicts
     no decrease, is a failure, after which λ grows.
 
     Attributes:
@@ -75,5 +75,5 @@ class ConstantDamping:
 
 
 def clipped(damping: float, bounds: tuple[float, float]) -> float:
-    """Keep λ within ``bounds``; no damping at all (λ = 0) stays what it is."""
+    """Keep λ within `bounds`; no damping at all (λ = 0) stays what it is."""
     return damping if damping == 0.0 else min(max(damping, bounds[0]), bounds[1])

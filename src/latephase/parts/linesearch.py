@@ -24,7 +24,7 @@ class LineSearch(Protocol):
         """Return the factor to take, and the loss there.
 
         Args:
-            loss_at: Loss on the evaluation batch at ``factor`` times the proposed step.
+            loss_at: Loss on the evaluation batch at `factor` times the proposed step.
             loss_0: The loss at factor 0.
             slope: Directional derivative f′(0), the gradient on the model batch times the proposed step.
         """

@@ -10,7 +10,7 @@ from torch import Tensor
 def diagonal_preconditioner(
     diagonal: Tensor, damping: float | Tensor, exponent: float = 0.75
 ) -> Callable[[Tensor], Tensor]:
-    """Return ``v -> (diag(diagonal) + λI)^(-exponent) v`` (Martens 2010, Section 4.7).
+    """Return `v -> (diag(diagonal) + λI)^(-exponent) v` (Martens 2010, Section 4.7).
 
     Args:
         diagonal: Non-negative entries, shape (P,): the diagonal of the empirical Fisher matrix.

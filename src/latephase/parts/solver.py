@@ -19,13 +19,13 @@ class DampedProblem:
     """Minimise φ(p) = ½ pᵀ(G + λI)p − bᵀp, where b is the negative gradient. Vectors have shape (P,).
 
     Attributes:
-        curvature: ``v -> Gv``.
+        curvature: `v -> Gv`.
         b: The right-hand side −g.
         damping: λ ≥ 0, a number or a vector of shape (P,).
         last_solution: What minimised the last step's model; None where nothing is remembered. The solver may
             overwrite it.
-        preconditioner: ``v -> Mv``, an approximation of (G + λI)⁻¹; None for none.
-        loss_at: ``p -> L(θ + p)`` on the evaluation batch, for solvers that judge trial steps themselves.
+        preconditioner: `v -> Mv`, an approximation of (G + λI)⁻¹; None for none.
+        loss_at: `p -> L(θ + p)` on the evaluation batch, for solvers that judge trial steps themselves.
         wanted: From the largest number of iterations to the numbers of those whose iterates may be asked for.
         asynchronous: Whether to read a number waits for a device's queue.
     """

@@ -16,7 +16,7 @@ def find_function(name: str) -> Callable[..., object]:
     What goes wrong inside the file or the module is raised as it is.
 
     Args:
-        name: ``path/to/my_file.py:function`` or ``package.module:function``.
+        name: `path/to/my_file.py:function` or `package.module:function`.
 
     Raises:
         ValueError: If there is no such file, module or function; the message names the nearest.

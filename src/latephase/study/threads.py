@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Let PyTorch use ``number`` threads within the block (None: as many as before), and as many as before after it.
+    """Let PyTorch use `number` threads within the block (None: as many as before), and as many as before after it.
 
     What the block sets itself is put back, too: code that loads data or builds a network would otherwise decide how
     fast the next problem's runs are.

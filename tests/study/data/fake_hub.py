@@ -12,7 +12,7 @@ COMMIT = "0" * 39 + "1"
 
 @contextmanager
 def fake_hub(folder, repository):
-    """Serve ``folder`` as the data set ``repository``; yield the address and the growing list of files sent."""
+    """Serve `folder` as the data set `repository`; yield the address and the growing list of files sent."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.folder, server.repository, server.sent = folder, repository, []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -28,7 +28,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 def assert_read(data, source, examples):
-    """``data`` are the examples, normalised by the training images."""
+    """`data` are the examples, normalised by the training images."""
     train = torch.tensor(examples["train"][0]).permute(0, 3, 1, 2).double() / 255
     mean, std = train.mean(dim=(0, 2, 3), keepdim=True), train.std(dim=(0, 2, 3), keepdim=True)
     for split, name in ((data.train, "train"), (data.test, "test")):
@@ -125,7 +125,7 @@ def test_a_missing_split_is_named(split, tmp_path):
 
 
 def rewrite(folder, change):
-    """Replace the table of CIFAR-10's test split by what ``change`` makes of it."""
+    """Replace the table of CIFAR-10's test split by what `change` makes of it."""
     write_copy(CIFAR10, folder)
     file = next(folder.rglob("test-*"))
     pq.write_table(change(pq.read_table(file)), file)

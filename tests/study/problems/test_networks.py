@@ -117,7 +117,7 @@ def test_2c2d():
 
 
 def windows(x, kernel, stride, value):
-    """Cut ``x``, shape (N, C, H, W), into TensorFlow's "same" windows: (N, C, kernel², rows, columns)."""
+    """Cut `x`, shape (N, C, H, W), into TensorFlow's "same" windows: (N, C, kernel², rows, columns)."""
     n, c, height, width = x.shape
     rows, columns = -(-height // stride), -(-width // stride)
     above = max((rows - 1) * stride + kernel - height, 0) // 2

@@ -56,7 +56,7 @@ class LinearProgram(NamedTuple):
 
 
 def trace(point: Point, options: Options) -> LinearProgram:
-    """Trace the program of ``point``. Nothing is computed: the tensors of a trace have shapes but no values.
+    """Trace the program of `point`. Nothing is computed: the tensors of a trace have shapes but no values.
 
     Raises:
         RuntimeError, NotImplementedError, TypeError: If it cannot be traced, or has no forward derivative.
@@ -113,7 +113,7 @@ class Merged(NamedTuple):
 
 
 def merge(point: Point) -> Merged:
-    """Trace the program of ``point`` in reverse and in forward mode, and merge the traces."""
+    """Trace the program of `point` in reverse and in forward mode, and merge the traces."""
     z = point.outputs
     reverse_mode = _made(_reverse_mode(point), point, z, z)
     forward_mode = _made(_forward_mode(point), point, point.leaves)
@@ -205,7 +205,7 @@ class Linearization:
 
 
 def _made(function: Callable[..., object], point: Point, *vectors: Tensors) -> fx.Graph:
-    """Trace ``function(primals, inputs, *vectors)``, without values and without writes into arguments."""
+    """Trace `function(primals, inputs, *vectors)`, without values and without writes into arguments."""
     args = (
         [q.detach() for q in point.leaves],
         [_detached(tensor) for tensor, _ in point.program.inputs],

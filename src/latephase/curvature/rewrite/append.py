@@ -23,9 +23,9 @@ Key = tuple[object, ...]
 
 
 def append(target: fx.Graph, source: fx.Graph, inputs: Sequence[Node]) -> list[Argument]:
-    """Copy ``source``, with its inputs replaced, into ``target``, and return what it outputs there.
+    """Copy `source`, with its inputs replaced, into `target`, and return what it outputs there.
 
-    What ``target`` computes already is shared. Random operations are shared in their order: the k-th of the source is
+    What `target` computes already is shared. Random operations are shared in their order: the k-th of the source is
     the k-th of the target. Views of the whole and additions of known zeros are left out.
     """
     env: dict[Node, Argument] = dict(zip((n for n in source.nodes if n.op == "placeholder"), inputs, strict=True))
@@ -48,7 +48,7 @@ class _Merged:
         self._drawn = iter([n for n in graph.nodes if is_random(n)])
 
     def result(self, node: Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Argument:
-        """What another graph's ``node`` is in this one, where ``args`` and ``kwargs`` are its arguments."""
+        """What another graph's `node` is in this one, where `args` and `kwargs` are its arguments."""
         if node.target in IDENTITIES:
             return args[0]
         found = without_zero(node, args, kwargs)

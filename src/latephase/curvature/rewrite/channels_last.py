@@ -53,7 +53,7 @@ LAYOUT_FREE = {
 def lay_channels_last(
     graph: fx.Graph, vectors: Sequence[Node], outputs: Sequence[Argument], residuals: Sequence[Node]
 ) -> list[Node]:
-    """Lay the images among ``residuals`` channels last where that pays; return the residuals anew."""
+    """Lay the images among `residuals` channels last where that pays; return the residuals anew."""
     linear = dependents(graph, vectors)
     if not _pays((linear & dependencies(outputs)).difference(vectors)):
         return list(residuals)
@@ -71,7 +71,7 @@ def _pays(used: set[Node]) -> bool:
 
 
 def _relaid(node: Node, linear: set[Node]) -> Node:
-    """A copy of an image, channels last, which the nodes in ``linear`` use in its place."""
+    """A copy of an image, channels last, which the nodes in `linear` use in its place."""
     graph = node.graph
     with graph.inserting_after(_last_placeholder(graph) if node.op == "placeholder" else node):
         copy = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.channels_last})

@@ -9,7 +9,7 @@ from torch.fx.node import Argument, Node
 
 
 def dependents(graph: fx.Graph, roots: Sequence[Node]) -> set[Node]:
-    """The nodes that depend on ``roots``, themselves included."""
+    """The nodes that depend on `roots`, themselves included."""
     found = set(roots)
     for node in graph.nodes:
         if any(source in found for source in node.all_input_nodes):
@@ -18,7 +18,7 @@ def dependents(graph: fx.Graph, roots: Sequence[Node]) -> set[Node]:
 
 
 def dependencies(outputs: Sequence[Argument], given: Collection[Node] = ()) -> set[Node]:
-    """The nodes that ``outputs`` depend on, themselves included, once ``given`` are known."""
+    """The nodes that `outputs` depend on, themselves included, once `given` are known."""
     found: set[Node] = set()
     stack = [node for node in outputs if isinstance(node, Node)]
     while stack:

@@ -1,4 +1,4 @@
-"""Let one pass over memory do the work of two: ``a·b + c`` and ``A@B + C`` become one operation each.
+"""Let one pass over memory do the work of two: `a·b + c` and `A@B + C` become one operation each.
 
 The derivative of a layer is a sum of products, one for its input and one for its weight. Apart from the sum, each of
 them would be written to memory and read again.
@@ -30,7 +30,7 @@ def fuse(graph: fx.Graph) -> None:
 
 
 def _reorder_sum(node: Node) -> None:
-    """Turn ``(p + q) + r``, where p is fused with q already, q is a product and r is small, into ``p + (q + r)``.
+    """Turn `(p + q) + r`, where p is fused with q already, q is a product and r is small, into `p + (q + r)`.
 
     A normalisation layer's derivative is such a sum; done this way it takes two passes over the activations, not four.
     """
@@ -51,7 +51,7 @@ def _reorder_sum(node: Node) -> None:
 
 
 def _fused_rest(node: Node, total: Argument, small: Argument) -> Node | None:
-    """The q of such a sum ``node``, if it is one."""
+    """The q of such a sum `node`, if it is one."""
     if not _is_sole(total, aten.addcmul.default) or alike(node, small) or not alike(node, total):
         return None
     rest = total.args[0]
@@ -76,7 +76,7 @@ def _fuse_product_into_sum(node: Node) -> None:
 
 
 def _is_sole(node: Argument, target: OpOverload) -> TypeGuard[Node]:
-    """Whether a node is a call of ``target`` that nobody else uses."""
+    """Whether a node is a call of `target` that nobody else uses."""
     return isinstance(node, Node) and node.target is target and len(node.users) == 1
 
 

@@ -27,7 +27,7 @@ COSTLY = {
 
 
 def lower_precision(graph: fx.Graph, vectors: Sequence[Node], dtype: torch.dtype) -> None:
-    """Let the costly operations that depend on ``vectors`` work in ``dtype``, and return to what they had.
+    """Let the costly operations that depend on `vectors` work in `dtype`, and return to what they had.
 
     Casts of what does not depend on the vectors end up among the residuals, and are made once per point.
     """

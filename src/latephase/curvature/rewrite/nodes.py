@@ -11,14 +11,14 @@ from torch.fx.node import Argument, Node
 
 
 def placeholder(graph: fx.Graph, name: str, like: torch.Tensor) -> Node:
-    """An input of ``graph``, of the shape and type of ``like``."""
+    """An input of `graph`, of the shape and type of `like`."""
     node = graph.placeholder(name)
     node.meta["val"] = torch.empty_like(like, device="meta")
     return node
 
 
 def outputs_of(graph: fx.Graph) -> Sequence[Argument]:
-    """What ``graph`` returns."""
+    """What `graph` returns."""
     outputs = graph.output_node().args[0]
     assert isinstance(outputs, (list, tuple))
     return outputs

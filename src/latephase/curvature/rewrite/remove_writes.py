@@ -1,7 +1,7 @@
 """Turn writes into arguments into operations that return something new.
 
 Other passes move, share and drop operations, which a write forbids: what reads its storage has to stay behind it.
-``torch.func.functionalize`` removes all writes at the price of a second trace; this pass needs none where it succeeds.
+`torch.func.functionalize` removes all writes at the price of a second trace; this pass needs none where it succeeds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _storages(graph: fx.Graph) -> tuple[dict[Node, Node], dict[Node, list[Node]]
 
 
 def _aliased(node: Node) -> Node | None:
-    """The argument whose storage the result of ``node`` shares, if any."""
+    """The argument whose storage the result of `node` shares, if any."""
     if node.target is operator.getitem and isinstance(node.args[0], Node):
         return node.args[0]
     if not isinstance(node.target, OpOverload):
@@ -62,7 +62,7 @@ def _aliased(node: Node) -> Node | None:
 
 
 def _without_write(target: Target) -> OpOverload | None:
-    """The operation like ``target`` (``aten.relu_``) that returns a new tensor (``aten.relu``), if there is one."""
+    """The operation like `target` (`aten.relu_`) that returns a new tensor (`aten.relu`), if there is one."""
     assert isinstance(target, OpOverload)
     name = target._schema.name.removeprefix("aten::")
     if not name.endswith("_") or torch.Tag.nondeterministic_seeded in target.tags:

@@ -18,7 +18,7 @@ from latephase.curvature.rewrite.fuse import fuse
 
 
 def boundary(graph: fx.Graph, vectors: Sequence[Node], outputs: Sequence[Argument]) -> list[Node]:
-    """The nodes that do not depend on ``vectors`` and that computing ``outputs`` from ``vectors`` needs to be given."""
+    """The nodes that do not depend on `vectors` and that computing `outputs` from `vectors` needs to be given."""
     linear = dependents(graph, vectors)
     wanted = dependencies(outputs)
     given = {source for node in wanted & linear for source in node.all_input_nodes} - linear
@@ -27,7 +27,7 @@ def boundary(graph: fx.Graph, vectors: Sequence[Node], outputs: Sequence[Argumen
 
 
 def extract(graph: fx.Graph, inputs: Sequence[Node], outputs: Sequence[Argument]) -> Callable[..., list[Any]]:
-    """A function from ``inputs`` to the list of ``outputs``, with the operations in their order in ``graph``."""
+    """A function from `inputs` to the list of `outputs`, with the operations in their order in `graph`."""
     part = fx.Graph()
     env: dict[Node, Node] = {}
     for node in inputs:

@@ -32,7 +32,7 @@ BILINEAR = {aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.convolution
 
 
 def gives_zero(target: Target, args: Sequence[Argument]) -> bool:
-    """Whether an operation can be known to give zero; ``meta["zero"]`` says so of the nodes among its arguments."""
+    """Whether an operation can be known to give zero; `meta["zero"]` says so of the nodes among its arguments."""
     if target in ZERO_THROUGH:
         return is_zero(args[0])
     if target in BILINEAR:
@@ -42,7 +42,7 @@ def gives_zero(target: Target, args: Sequence[Argument]) -> bool:
 
 
 def without_zero(node: Node, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Node | None:
-    """For ``x + 0`` where nothing else changes: x. ``args`` and ``kwargs`` stand in the place of the node's own."""
+    """For `x + 0` where nothing else changes: x. `args` and `kwargs` stand in the place of the node's own."""
     if node.target is aten.add.Tensor and not kwargs:
         for x, other in (args, args[::-1]):
             if is_zero(other) and isinstance(x, Node) and not is_zero(x) and alike(x, node):

@@ -18,22 +18,22 @@ class Results:
     """The complete runs of a folder as tables.
 
     Attributes:
-        trainings: One row per training, indexed by its id: ``problem``, ``seed``, ``epochs``, ``seconds`` (of training
-            time), ``steps``, ``metric`` (its name), ``higher_is_better``, ``percent``, ``checkpoints`` (a list of the
-            seconds at which checkpoints 1, 2, … were taken), and the problem's settings ``lr``, ``batch_size``,
-            ``weight_decay``.
-        runs: One row per late-phase run, indexed by its id: ``training`` (an id), ``problem``, ``checkpoint`` (its
-            number, from 1), ``strategy``, its ``family``, ``seed``, ``budget`` (a number) and ``unit`` of it
-            (``"seconds"`` or ``"gradients"``).
-        curves: One row per point, with the ``id`` of the training or run and the fields of `evaluation.Point`. A
+        trainings: One row per training, indexed by its id: `problem`, `seed`, `epochs`, `seconds` (of training
+            time), `steps`, `metric` (its name), `higher_is_better`, `percent`, `checkpoints` (a list of the
+            seconds at which checkpoints 1, 2, … were taken), and the problem's settings `lr`, `batch_size`,
+            `weight_decay`.
+        runs: One row per late-phase run, indexed by its id: `training` (an id), `problem`, `checkpoint` (its
+            number, from 1), `strategy`, its `family`, `seed`, `budget` (a number) and `unit` of it
+            (`"seconds"` or `"gradients"`).
+        curves: One row per point, with the `id` of the training or run and the fields of `evaluation.Point`. A
             run's first point is the checkpoint, at 0 steps.
-        steps: One row per Hessian-free step, with the ``id`` of the run, its number ``step`` (from 1) and fields of
-            `StepRecord`: ``loss_before``, ``loss_after`` (on the evaluation batch), ``damping``,
-            ``reduction_ratio``, ``cg_iterations``, ``cg_iterate``, ``step_size``, ``outcome``.
-        failures: One row per run that failed or whose folder is damaged, with its ``id``, what is known of
-            ``problem``, ``checkpoint``, ``strategy``, ``seed``, and the ``error``.
+        steps: One row per Hessian-free step, with the `id` of the run, its number `step` (from 1) and fields of
+            `StepRecord`: `loss_before`, `loss_after` (on the evaluation batch), `damping`,
+            `reduction_ratio`, `cg_iterations`, `cg_iterate`, `step_size`, `outcome`.
+        failures: One row per run that failed or whose folder is damaged, with its `id`, what is known of
+            `problem`, `checkpoint`, `strategy`, `seed`, and the `error`.
         machines: One row per machine that runs were made on, with what it is and the versions of the software; the
-            columns ``machine``, ``device``, ``python``, ``torch``, ``latephase``, ``runs`` (how many).
+            columns `machine`, `device`, `python`, `torch`, `latephase`, `runs` (how many).
     """
 
     trainings: pd.DataFrame

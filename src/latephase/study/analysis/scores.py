@@ -32,10 +32,10 @@ def best(runs: pd.DataFrame, trainings: pd.DataFrame, curves: pd.DataFrame) -> p
         curves: See there.
 
     Returns:
-        The columns of `Results.runs`; ``metric``, ``higher_is_better`` and ``percent`` of its training;
-        ``start_train_loss`` and ``start_test_metric``, at the checkpoint; ``best_train_loss`` and
-        ``best_test_metric``; ``steps`` and ``spent``, of the budget, at the end; ``diverged``, whether it has.
-        ``problem`` tells settings and budget too where a folder holds several of them, so that only what is alike is
+        The columns of `Results.runs`; `metric`, `higher_is_better` and `percent` of its training;
+        `start_train_loss` and `start_test_metric`, at the checkpoint; `best_train_loss` and
+        `best_test_metric`; `steps` and `spent`, of the budget, at the end; `diverged`, whether it has.
+        `problem` tells settings and budget too where a folder holds several of them, so that only what is alike is
         compared.
     """
     runs = _told_apart(runs, training_names(trainings))
@@ -66,11 +66,11 @@ def scores(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         curves: See `Results`.
 
     Returns:
-        In addition, ``train_score`` and ``test_score``: the best train loss and the best test metric, mapped linearly
+        In addition, `train_score` and `test_score`: the best train loss and the best test metric, mapped linearly
         to [0, 1] over all runs from the same checkpoint, 1 being the best. If all are equal, all have 1; what is not
-        finite has 0. ``target``: what going on as before reaches, which is the median over seeds of the best train
+        finite has 0. `target`: what going on as before reaches, which is the median over seeds of the best train
         loss of `BASELINE` from there (of two in the middle the higher, so that half of the seeds reach it); NaN without
-        such runs. ``time_to_target``: what of the budget was spent at the first point of the curve with a train loss
+        such runs. `time_to_target`: what of the budget was spent at the first point of the curve with a train loss
         at most as high; ∞ for never.
     """
     groups = [table[name] for name in _COMPARABLE]
@@ -91,11 +91,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         table: What `scores` returned.
 
     Returns:
-        ``problem``, ``checkpoint``, ``strategy``, ``family``; ``runs``, their number, and ``diverged``, how many
-        of them have; ``unit``, ``metric``, ``higher_is_better``, ``percent``; the means of ``budget``,
-        ``start_train_loss``, ``start_test_metric``, ``steps`` and ``spent``; for ``train_loss`` and ``test_metric``
-        (the best of each run), ``train_score`` and ``test_score`` in turn ``…_mean``, ``…_std`` (NaN for a single run),
-        ``…_q25``, ``…_median``, ``…_q75``; the medians of ``target`` and ``time_to_target``. No columns if there are no
+        `problem`, `checkpoint`, `strategy`, `family`; `runs`, their number, and `diverged`, how many
+        of them have; `unit`, `metric`, `higher_is_better`, `percent`; the means of `budget`,
+        `start_train_loss`, `start_test_metric`, `steps` and `spent`; for `train_loss` and `test_metric`
+        (the best of each run), `train_score` and `test_score` in turn `…_mean`, `…_std` (NaN for a single run),
+        `…_q25`, `…_median`, `…_q75`; the medians of `target` and `time_to_target`. No columns if there are no
         runs.
     """
     order = in_order(table["strategy"])
@@ -139,9 +139,9 @@ def _told_apart(runs: pd.DataFrame, trainings: pd.Series) -> pd.DataFrame:
 
 
 def _points(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of the runs' curves, with the budget and how much of it was ``spent`` at each.
+    """Return the points of the runs' curves, with the budget and how much of it was `spent` at each.
 
-    Whether a run has ``diverged`` there is told too. If so, what was measured is NaN.
+    Whether a run has `diverged` there is told too. If so, what was measured is NaN.
     """
     points = curves.join(runs[["budget", "unit"]], on="id", how="inner")
     diverged = where_diverged(points)

@@ -21,7 +21,7 @@ class ImageAugmentation:
     The normalised images are brought back to intensities in [0, 1]. There each is padded with two black pixels on
     every side and cropped to its size at a random place; mirrored with probability ½; made brighter by a number from
     [-63/255, 63/255]; its saturation is scaled by a factor from [0.5, 1.5], its contrast by one from [0.2, 1.8], in
-    that order and as TensorFlow's ``tf.image`` defines them. What leaves [0, 1] is cut off. Then it is normalised.
+    that order and as TensorFlow's `tf.image` defines them. What leaves [0, 1] is cut off. Then it is normalised.
     (The benchmark's version for PyTorch has the same ranges, in torchvision's definitions and in random order.)
 
     All random numbers are drawn on the CPU, so that a run repeats on any device.
@@ -37,7 +37,7 @@ class ImageAugmentation:
     flip: bool
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return changed ``inputs``, [N, C, H, W], with random numbers from ``generator``."""
+        """Return changed `inputs`, [N, C, H, W], with random numbers from `generator`."""
         return torch.cat([self._changed(piece, generator) for piece in inputs.split(_PIECE)])
 
     def _changed(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -58,7 +58,7 @@ class ImageAugmentation:
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Pad with zeros, then cut from each image a window of its old size, at its row ``top`` and its column ``left``."""
+    """Pad with zeros, then cut from each image a window of its old size, at its row `top` and its column `left`."""
     height, width = images.shape[-2:]
     padded = pad(images, [PADDING] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N, C, tops, lefts, H, W]
@@ -66,20 +66,20 @@ def crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:
 
 
 def mirror(images: Tensor, which: Tensor) -> Tensor:
-    """Exchange left and right in the images where ``which`` is true."""
+    """Exchange left and right in the images where `which` is true."""
     return torch.where(which[:, None, None, None], images.flip(-1), images)
 
 
 def brighten(images: Tensor, delta: Tensor) -> Tensor:
-    """Add each image's ``delta`` to its intensities."""
+    """Add each image's `delta` to its intensities."""
     return images + delta[:, None, None, None]
 
 
 def saturate(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale the saturation of HSV by each image's ``factor``, at most to 1; intensities are in [0, 1].
+    """Scale the saturation of HSV by each image's `factor`, at most to 1; intensities are in [0, 1].
 
     Of hue, saturation S and value V, the colour V·(1 - S·k) depends by k on the hue alone. So it need not be computed:
-    S·factor for S means a distance to V that is ``factor`` times as large, as far as S ≤ 1 allows.
+    S·factor for S means a distance to V that is `factor` times as large, as far as S ≤ 1 allows.
     """
     value, lowest = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = value - lowest
@@ -88,6 +88,6 @@ def saturate(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def stretch_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale by each image's ``factor`` how far intensities are from their mean over the image's channel."""
+    """Scale by each image's `factor` how far intensities are from their mean over the image's channel."""
     mean = images.mean(dim=(2, 3), keepdim=True)
     return mean + (images - mean) * factor[:, None, None, None]

@@ -12,12 +12,12 @@ _CHUNK = 2048  # examples per forward pass: what a small machine's memory holds 
 
 
 def endless(data: Data, size: int, generator: torch.Generator) -> Iterator[Split]:
-    """Yield batches of ``size`` training examples for ever, pass after pass, each in a fresh random order.
+    """Yield batches of `size` training examples for ever, pass after pass, each in a fresh random order.
 
     What does not fill the last batch of a pass is left out of it.
 
     Raises:
-        ValueError: If there are fewer than ``size`` examples (when the first batch is asked for).
+        ValueError: If there are fewer than `size` examples (when the first batch is asked for).
     """
     n = len(data.train)
     if not 1 <= size <= n:
@@ -35,7 +35,7 @@ def chunks(batch: Split) -> list[tuple[Tensor, Tensor]]:
 
 
 class HFBatches(NamedTuple):
-    """What one Hessian-free step works on; the gradient is taken on ``curvature`` and ``gradient_only`` together."""
+    """What one Hessian-free step works on; the gradient is taken on `curvature` and `gradient_only` together."""
 
     curvature: Split
     gradient_only: Split
@@ -48,7 +48,7 @@ def hessian_free(
     """Yield batches of training examples for Hessian-free steps for ever, each drawn afresh.
 
     The evaluation batch is disjoint from the curvature batch, and from the gradient batch as far as the data
-    suffice: with ``gradient`` the number of all examples, the gradient is that of all the data.
+    suffice: with `gradient` the number of all examples, the gradient is that of all the data.
 
     That is what a small data set wants. There, examples set aside are no fresh sample: near a minimum the gradient of
     the whole vanishes, so those of a part and of its complement point in opposite directions, and a step that follows
@@ -63,7 +63,7 @@ def hessian_free(
         evaluation: Size of the evaluation batch.
         generator: What to draw with.
         same: Whether the gradient batch is the evaluation batch, too, so that a step judges itself by the examples
-            that it was made from. Then ``evaluation`` means nothing.
+            that it was made from. Then `evaluation` means nothing.
 
     Raises:
         ValueError: If there are too few examples (when the first batches are asked for).

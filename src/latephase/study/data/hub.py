@@ -49,7 +49,7 @@ def read_images(source: HubImages, folder: Path | None) -> tuple[Split, Split]:
     Args:
         source: The data set.
         folder: A copy of the hub's repository, or a folder with such copies under the repositories' short names
-            (``cifar10``, …). None for the hub itself, which is asked only once: its files are kept.
+            (`cifar10`, …). None for the hub itself, which is asked only once: its files are kept.
 
     Raises:
         DataError: If the data cannot be had, or are not as described.
@@ -62,7 +62,7 @@ def read_images(source: HubImages, folder: Path | None) -> tuple[Split, Split]:
 
 
 def places(source: HubImages, folder: Path) -> list[Path]:
-    """Return the folders in which to look for the files of ``source``, given a folder by the user."""
+    """Return the folders in which to look for the files of `source`, given a folder by the user."""
     roots = [folder, folder / source.repository.rpartition("/")[2]]
     return [place for root in roots for place in (root / source.config, root)]
 
@@ -97,7 +97,7 @@ def _check_libraries() -> None:
 def _download(source: HubImages) -> Path:
     """Return the folder where the files are kept, having downloaded them if they are not there.
 
-    Not by ``datasets.load_dataset``: of SVHN it downloads the gigabyte of extra images, too, unless it is told the
+    Not by `datasets.load_dataset`: of SVHN it downloads the gigabyte of extra images, too, unless it is told the
     files, and then it does not find them again without the network.
     """
     from huggingface_hub import HfApi, snapshot_download

@@ -14,7 +14,7 @@ _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 
 def has_idx_files(folder: Path) -> bool:
-    """Whether ``folder`` has any of the four files."""
+    """Whether `folder` has any of the four files."""
     return any(_path(folder, f"{prefix}-{kind}") for prefix in ("train", "t10k") for kind in (_IMAGES, _LABELS))
 
 
@@ -22,7 +22,7 @@ def read_idx_folder(folder: Path, classes: int) -> tuple[Split, Split]:
     """Return the training and the test examples of MNIST's four files, intensities in [0, 1].
 
     Args:
-        folder: Where the files are, compressed (``.gz``) or not.
+        folder: Where the files are, compressed (`.gz`) or not.
         classes: Labels must be below.
 
     Raises:
@@ -44,7 +44,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     big-endian 32-bit integer, then the elements in C order.
 
     Args:
-        path: The file; compressed when its name ends in ``.gz``.
+        path: The file; compressed when its name ends in `.gz`.
         dimensions: How many dimensions the file must have.
 
     Raises:

@@ -81,8 +81,8 @@ def fashion_mnist(folder: Path | None = None) -> Data:
     """Return Fashion-MNIST: 60,000 images to train on, 10,000 to test on, 28x28 in grey, 10 classes.
 
     Args:
-        folder: Where the four IDX files are, compressed (``.gz``) or not, or a copy of the hub's repository. By
-            default where Debian's package ``dataset-fashion-mnist`` puts them; without it the data come from the hub.
+        folder: Where the four IDX files are, compressed (`.gz`) or not, or a copy of the hub's repository. By
+            default where Debian's package `dataset-fashion-mnist` puts them; without it the data come from the hub.
 
     Raises:
         DataError: If they cannot be had, or are not as described.

@@ -13,9 +13,9 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples: ``inputs`` and ``targets``, tensors whose first dimension counts them.
+    """Examples: `inputs` and `targets`, tensors whose first dimension counts them.
 
-    For images, ``inputs`` are [N, C, H, W] (float32, normalised) and ``targets`` [N] (int64).
+    For images, `inputs` are [N, C, H, W] (float32, normalised) and `targets` [N] (int64).
     """
 
     inputs: Tensor
@@ -25,11 +25,11 @@ class Split:
         return len(self.targets)
 
     def take(self, index: Tensor | slice) -> "Split":
-        """Return the examples at ``index``."""
+        """Return the examples at `index`."""
         return Split(self.inputs[index], self.targets[index])
 
     def to(self, device: torch.device) -> "Split":
-        """Return the same examples on ``device``."""
+        """Return the same examples on `device`."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
 
@@ -46,5 +46,5 @@ class Data:
     augment: Augmentation | None = None
 
     def to(self, device: torch.device) -> "Data":
-        """Return the same data on ``device``."""
+        """Return the same data on `device`."""
         return Data(self.train.to(device), self.test.to(device), self.augment)

@@ -21,11 +21,11 @@ PROBLEMS = {problem.name: problem for problem in _PAPERS + _RUN_ANYWHERE}
 
 
 def find_problem(name: str) -> Problem:
-    """Return the problem called ``name``.
+    """Return the problem called `name`.
 
     Args:
         name: One of `PROBLEMS`, or a function that builds one, called without arguments:
-            ``path/to/my_problem.py:build`` or ``package.module:build``.
+            `path/to/my_problem.py:build` or `package.module:build`.
 
     Raises:
         ValueError: If there is none; the message names the nearest and all there are.

@@ -11,7 +11,7 @@ class ProblemError(ValueError):
 
 
 def check_data(problem: Problem, data: object) -> Data:
-    """Return what a problem's ``load_data`` returned.
+    """Return what a problem's `load_data` returned.
 
     Raises:
         ProblemError: If it is not `Data` with examples to train on, enough for a batch, and others to test on.

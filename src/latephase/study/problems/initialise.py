@@ -15,7 +15,7 @@ def initialise(
     dense: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
     bias: float = 0.0,
 ) -> Model:
-    """Draw the weights of convolutions and dense layers, set their biases; return ``model``.
+    """Draw the weights of convolutions and dense layers, set their biases; return `model`.
 
     Args:
         model: The network.

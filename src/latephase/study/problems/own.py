@@ -14,7 +14,7 @@ def build_own(name: str) -> Problem:
     leave PyTorch with is put back: that of the runs is `Problem.cpu_threads`.
 
     Args:
-        name: ``path/to/my_problem.py:build`` or ``package.module:build``.
+        name: `path/to/my_problem.py:build` or `package.module:build`.
 
     Raises:
         ValueError: If there is no such file, module or function, or it does not return a `Problem`.

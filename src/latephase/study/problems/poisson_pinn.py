@@ -44,7 +44,7 @@ class Residual(nn.Module):
         return torch.stack([torch.where(on_edge, edge, inside), u], dim=1)
 
     def solution(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u and its Laplacian at ``points``, [N, 2]."""
+        """Return u and its Laplacian at `points`, [N, 2]."""
         value = points
         slopes = torch.eye(2).to(points)[:, None].expand(2, len(points), 2)  # ∂/∂x and ∂/∂y of every entry
         laplacian = torch.zeros_like(points)
@@ -58,7 +58,7 @@ class Residual(nn.Module):
 
 
 def exact(points: Tensor) -> Tensor:
-    """Return the solution at ``points``, [N, 2]."""
+    """Return the solution at `points`, [N, 2]."""
     return torch.sin(math.pi * points[:, 0]) * torch.sin(math.pi * points[:, 1])
 
 
@@ -68,7 +68,7 @@ def build_model() -> nn.Module:
 
 
 def load_data(folder: Path | None = None) -> Data:
-    """Return points drawn uniformly, always the same, with the solution as targets; ``folder`` is not needed."""
+    """Return points drawn uniformly, always the same, with the solution as targets; `folder` is not needed."""
     generator = torch.Generator().manual_seed(0)
 
     def inside(n: int) -> Tensor:
@@ -87,7 +87,7 @@ def load_data(folder: Path | None = None) -> Data:
 
 
 def half_mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return half the mean of the squared residuals; the solution, in ``targets``, is not known to the training."""
+    """Return half the mean of the squared residuals; the solution, in `targets`, is not known to the training."""
     return 0.5 * outputs[:, 0].square().mean()
 
 

@@ -18,7 +18,7 @@ class Metric:
     """What a network is judged by, besides its loss.
 
     Attributes:
-        name: What tables and figures call it, such as ``"accuracy"``.
+        name: What tables and figures call it, such as `"accuracy"`.
         measure: Maps the outputs for a whole split and its targets to the value.
         higher_is_better: Whether the best value is the highest.
         percent: Whether values are shares of one, to be shown as percentages.
@@ -57,8 +57,8 @@ class Problem:
         batch_size: SGD's batch size.
         epochs: Passes over the training data.
         weight_decay: The factor wd of the L2 term ½·wd·‖θ‖², which covers weights but not biases.
-        curvature_batch: Examples for the curvature in a step of the strategies ``hf_equal`` and ``hf_large``.
-        gradient_batch: Examples for the gradient in a step of ``hf_large``.
+        curvature_batch: Examples for the curvature in a step of the strategies `hf_equal` and `hf_large`.
+        gradient_batch: Examples for the gradient in a step of `hf_large`.
         evaluation_batch: Examples for the losses by which these steps judge themselves.
         source: Where data, network and settings come from.
         cpu_threads: How many threads PyTorch should use on a CPU; None leaves it to PyTorch.
@@ -104,7 +104,7 @@ class Problem:
         """Return the parameters to train in two groups: weights with weight decay, biases without.
 
         A weight is what has more than one dimension; so the scales of normalisation layers count as biases. Frozen
-        parameters (``requires_grad=False``) are in neither.
+        parameters (`requires_grad=False`) are in neither.
         """
         parameters = [p for p in model.parameters() if p.requires_grad]
         return [

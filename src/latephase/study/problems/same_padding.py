@@ -7,14 +7,14 @@ from torch.nn.functional import conv2d, pad
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution whose output has ``ceil(size / stride)`` rows and columns.
+    """A convolution whose output has `ceil(size / stride)` rows and columns.
 
-    Where the zeros to add are odd in number, the odd one goes to the bottom and to the right; ``nn.Conv2d`` can only
+    Where the zeros to add are odd in number, the odd one goes to the bottom and to the right; `nn.Conv2d` can only
     add as many on both sides.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x``, shape (N, C, H, W)."""
+        """Convolve `x`, shape (N, C, H, W)."""
         (top, bottom), (left, right) = (
             same_padding(*along) for along in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
         )
@@ -24,7 +24,7 @@ class SameConv2d(nn.Conv2d):
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return how much to add before and after ``size`` entries, for ``ceil(size / stride)`` positions of the kernel."""
+    """Return how much to add before and after `size` entries, for `ceil(size / stride)` positions of the kernel."""
     total = max((ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

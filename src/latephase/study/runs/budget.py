@@ -10,7 +10,7 @@ class Allowance(NamedTuple):
 
     Attributes:
         amount: How much, > 0.
-        unit: ``"seconds"`` of training time, or ``"gradients"``: work, counted in gradients on a batch of SGD's size.
+        unit: `"seconds"` of training time, or `"gradients"`: work, counted in gradients on a batch of SGD's size.
     """
 
     amount: float
@@ -19,11 +19,11 @@ class Allowance(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget as it is written: ``10%`` (of the training's seconds), ``30s`` or ``200gradients``.
+    """A budget as it is written: `10%` (of the training's seconds), `30s` or `200gradients`.
 
     Attributes:
         amount: The number, > 0.
-        unit: ``"%"``, ``"s"`` or ``"gradients"``.
+        unit: `"%"`, `"s"` or `"gradients"`.
     """
 
     amount: float

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 
 class Clock:
-    """Adds up the wall-clock seconds spent inside ``with clock:``.
+    """Adds up the wall-clock seconds spent inside `with clock:`.
 
     A device works asynchronously, so its queue is drained at both ends of an interval: work queued before (an
     evaluation) is not charged, work still running at the end is.

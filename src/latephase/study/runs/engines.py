@@ -45,7 +45,7 @@ def local_engine(reporter: Reporter) -> Engine:
 
 
 class RayEngine:
-    """Spreads runs over a Ray cluster (the one at ``RAY_ADDRESS``, else one of this machine).
+    """Spreads runs over a Ray cluster (the one at `RAY_ADDRESS`, else one of this machine).
 
     A run whose worker or machine is lost starts again elsewhere. The folder of runs must be one that all machines see.
 

@@ -58,7 +58,7 @@ class Point:
 
 
 def evaluate(problem: Problem, model: nn.Module, data: Data) -> Quality:
-    """Measure ``model``, which keeps its parameters and the mode (training or evaluation) of every layer."""
+    """Measure `model`, which keeps its parameters and the mode (training or evaluation) of every layer."""
     modes = [(layer, layer.training) for layer in model.modules()]  # a frozen layer may be in evaluation mode for good
     model.eval()
     loss, outputs = _loss_and_outputs(problem, model, data.train)

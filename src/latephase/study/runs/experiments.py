@@ -46,7 +46,7 @@ def perform(place: Place, record: Record, progress: Update) -> str:
     """Carry out a run unless it is complete, and write it to the store.
 
     Returns:
-        Its state: ``"complete"``, ``"failed"``, or ``"busy"`` where another process is at it.
+        Its state: `"complete"`, `"failed"`, or `"busy"` where another process is at it.
 
     Raises:
         StoreError: If the store cannot be written to.

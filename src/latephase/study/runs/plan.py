@@ -80,7 +80,7 @@ def plan_runs(
     Args:
         store: Holds the training.
         training: A complete training.
-        checkpoint: ``"last"``, ``"all"`` or a number.
+        checkpoint: `"last"`, `"all"` or a number.
         strategies: Names with commas between, see `parse_strategies`; None for all.
         seeds: How many of each.
         budget: Of each.

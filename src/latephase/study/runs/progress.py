@@ -22,7 +22,7 @@ class Reporter:
 
     @contextmanager
     def task(self, name: str) -> Iterator[Update]:
-        """Show ``name`` for as long as the block runs; it reports by calling what it is given."""
+        """Show `name` for as long as the block runs; it reports by calling what it is given."""
         if self._quiet:
             yield lambda fraction, remark: None
         elif self._console.is_terminal:

@@ -1,7 +1,7 @@
 """A folder of runs: one folder for each, named by the identity of its record, complete or not there.
 
-``config.json`` says what the run is, ``curve.parquet``, ``steps.parquet``, ``network.pt`` and ``checkpoints/`` hold
-what came of it, and ``status.json``, written last, says that all is there, with checksums. Every file is written
+`config.json` says what the run is, `curve.parquet`, `steps.parquet`, `network.pt` and `checkpoints/` hold
+what came of it, and `status.json`, written last, says that all is there, with checksums. Every file is written
 whole under another name first, so a process that is killed leaves a run that is not complete, and nothing else.
 """
 
@@ -54,10 +54,10 @@ class AllowanceDetails(TypedDict):
 
 
 class Details(TypedDict, total=False):
-    """What is known of a run besides its record: of a complete one all but ``error``, of another that.
+    """What is known of a run besides its record: of a complete one all but `error`, of another that.
 
-    Only trainings have ``metric`` and ``examples`` (how many to train and to test on), only late-phase runs have an
-    ``allowance``.
+    Only trainings have `metric` and `examples` (how many to train and to test on), only late-phase runs have an
+    `allowance`.
     """
 
     state: str
@@ -74,7 +74,7 @@ class Status(NamedTuple):
     """What is known of a run.
 
     Attributes:
-        state: ``"missing"`` (or begun and not finished), ``"complete"``, ``"failed"`` or ``"damaged"``.
+        state: `"missing"` (or begun and not finished), `"complete"`, `"failed"` or `"damaged"`.
         record: What the run is; None where that cannot be read.
         details: See there.
     """
@@ -85,7 +85,7 @@ class Status(NamedTuple):
 
 
 class Store:
-    """A folder of runs, at any address that fsspec knows (``path``, ``s3://…``, ``memory://…``).
+    """A folder of runs, at any address that fsspec knows (`path`, `s3://…`, `memory://…`).
 
     Several processes may work on it. On a local folder a lock keeps them from doing the same run twice; elsewhere they
     may, and the last to finish is the one that stays.
@@ -104,7 +104,7 @@ class Store:
         self._local = isinstance(self._files, LocalFileSystem)
 
     def prepare(self, needed: int = 0) -> None:
-        """Make the folder, and see now rather than after a training that ``needed`` bytes can be written to it."""
+        """Make the folder, and see now rather than after a training that `needed` bytes can be written to it."""
         probe = f"{self._root}/.probe-{uuid.uuid4().hex}"
         try:
             self._files.makedirs(self._root, exist_ok=True)

@@ -8,7 +8,7 @@ from latephase.study.runs.evaluation import Point
 
 
 def log_curve(folder: str | None, name: str, curve: Sequence[Point], records: Sequence[StepRecord] = ()) -> None:
-    """Write a run's curve, and the numbers of its Hessian-free steps; nothing where ``folder`` is None.
+    """Write a run's curve, and the numbers of its Hessian-free steps; nothing where `folder` is None.
 
     Raises:
         ImportError: If TensorBoard is not installed.

@@ -75,7 +75,7 @@ def train(
     keep: Callable[[int, Checkpoint], None],
     since: Checkpoint | None = None,
 ) -> tuple[Point, ...]:
-    """Train a network on the device that holds ``data``, and return the curve. Seeds torch's global generator.
+    """Train a network on the device that holds `data`, and return the curve. Seeds torch's global generator.
 
     Args:
         problem: What to train.

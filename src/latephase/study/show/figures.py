@@ -167,7 +167,7 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
 
 
 def save_all(results: Results, folder: Path, *, look: Look = LIGHT) -> list[Path]:
-    """Write all figures of the paper that the results are enough for into ``folder``; return the paths."""
+    """Write all figures of the paper that the results are enough for into `folder`; return the paths."""
     made = {name: draw(results, look=look) for name, draw in FIGURES.items()}
     return [path for name, figure in made.items() if figure is not None for path in save(figure, folder / name)]
 

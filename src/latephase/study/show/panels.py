@@ -56,7 +56,7 @@ def panels(look: Look, rows: int, columns: int) -> Iterator[tuple[Figure, np.nda
 
 
 def over_seeds(curves: Sequence[Curve], end: float, band: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Return places from 0 to ``end``, and there the mean of the curves and two quantiles of them.
+    """Return places from 0 to `end`, and there the mean of the curves and two quantiles of them.
 
     Curves are joined linearly and keep their last value: a strategy that ends early leaves the network it has. Where
     one is not finite, so is nothing of what is returned.
@@ -150,7 +150,7 @@ def _values(lines: Sequence[Line2D], *, labelled: bool = False) -> np.ndarray:
 
 
 def _limit(axes: Axes, low: float, high: float) -> None:
-    """Let the y axis reach from ``low`` to ``high`` and a little farther."""
+    """Let the y axis reach from `low` to `high` and a little farther."""
     if low > 0 and high > _DECADE * low:
         margin = (high / low) ** _MARGIN
         axes.set_yscale("log", nonpositive="mask")

@@ -28,7 +28,7 @@ _PIXELS_PER_INCH = 96  # of CSS
 
 
 def write_report(results: Results, path: Path, *, title: str = "Late-phase training") -> None:
-    """Write the report to ``path``: one file that needs no other and no network."""
+    """Write the report to `path`: one file that needs no other and no network."""
     template = files("latephase.study.show").joinpath("report.html.j2").read_text(encoding="utf-8")
     looks = styles(results.runs["strategy"])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

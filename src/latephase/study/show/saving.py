@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure to ``path`` with the endings .svg and .png, always the same for the same figure; return both."""
+    """Write the figure to `path` with the endings .svg and .png, always the same for the same figure; return both."""
     path.with_name(f"{path.name}.svg").write_text(svg_text(figure), encoding="utf-8")
     figure.savefig(path.with_name(f"{path.name}.png"), dpi=150, metadata={"Software": None})
     return [path.with_name(f"{path.name}{ending}") for ending in (".svg", ".png")]

@@ -54,7 +54,7 @@ class Look:
     """What figures look like apart from the strategies.
 
     Attributes:
-        name: ``"light"`` or ``"dark"``.
+        name: `"light"` or `"dark"`.
         paper: The ground's colour.
         text: That of titles and labels.
         quiet: That of ticks and remarks.

@@ -110,6 +110,6 @@ def table1(problems: Iterable[Problem]) -> Table:
 
 
 def _number_of_parameters(problem: Problem) -> int:
-    """Count without making any: a network on the device ``meta`` has shapes, and draws no random numbers."""
+    """Count without making any: a network on the device `meta` has shapes, and draws no random numbers."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in problem.build_model().parameters())

@@ -28,7 +28,7 @@ def default_strategies(problem: Problem, examples: int) -> list[Strategy]:
 
 
 def parse_strategies(text: str, problem: Problem, examples: int) -> list[Strategy]:
-    """Return the strategies of a list such as ``sgd_cosine, hf_m1024(damping=0.1), adamw(lr=0.001)``; see below.
+    """Return the strategies of a list such as `sgd_cosine, hf_m1024(damping=0.1), adamw(lr=0.001)`; see below.
 
     Raises:
         ValueError: If it cannot be read, or one is unknown.
@@ -43,12 +43,12 @@ def parse_strategies(text: str, problem: Problem, examples: int) -> list[Strateg
 
 
 def find_strategy(text: str, problem: Problem, examples: int) -> Strategy:
-    """Return the strategy called ``text``.
+    """Return the strategy called `text`.
 
     Args:
-        text: One of `NAMES`, or ``hf_m…`` with any number; an optimizer of `torch.optim` or of the package
-            ``pytorch_optimizer``; or a function that returns a strategy, ``path/to/my_file.py:strategy``. All of them
-            may have options, such as ``adamw(lr=0.001, schedule=cosine)``.
+        text: One of `NAMES`, or `hf_m…` with any number; an optimizer of `torch.optim` or of the package
+            `pytorch_optimizer`; or a function that returns a strategy, `path/to/my_file.py:strategy`. All of them
+            may have options, such as `adamw(lr=0.001, schedule=cosine)`.
         problem: Gives batch sizes.
         examples: How many there are to train on.
 

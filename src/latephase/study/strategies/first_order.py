@@ -22,7 +22,7 @@ class FirstOrder:
     """An optimizer of `torch.optim`'s kind, one gradient per step.
 
     The objective contains the problem's L2 term whatever the optimizer, so all minimise the same. Weight decay of
-    another kind (AdamW's) comes on top where ``options`` ask for it.
+    another kind (AdamW's) comes on top where `options` ask for it.
 
     Attributes:
         name: What tables and figures call it.

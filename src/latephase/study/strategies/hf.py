@@ -112,7 +112,7 @@ def hf_large(problem: Problem) -> HF:
 
 
 def model_batch(name: str) -> int | None:
-    """Return m of a strategy called ``hf_m…``, and None for others.
+    """Return m of a strategy called `hf_m…`, and None for others.
 
     >>> model_batch("hf_m256"), model_batch("hf_m256(damping=0.1)"), model_batch("hf_large")
     (256, 256, None)

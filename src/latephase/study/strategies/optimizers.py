@@ -1,4 +1,4 @@
-"""Optimizers by name: of `torch.optim`, and of the package ``pytorch_optimizer`` where that is installed."""
+"""Optimizers by name: of `torch.optim`, and of the package `pytorch_optimizer` where that is installed."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,7 +8,7 @@ Maker = Callable[..., torch.optim.Optimizer]
 
 
 def find_optimizer(name: str) -> Maker | None:
-    """Return what makes the optimizer called ``name``, in capitals or not; None if there is none."""
+    """Return what makes the optimizer called `name`, in capitals or not; None if there is none."""
     own = _torch_optimizers()
     if name.lower() in own:
         return own[name.lower()]
@@ -26,7 +26,7 @@ def optimizer_names() -> list[str]:
 
 
 def has_others() -> bool:
-    """Whether ``pytorch_optimizer`` is installed."""
+    """Whether `pytorch_optimizer` is installed."""
     return bool(_other_names())
 
 

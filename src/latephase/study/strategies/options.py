@@ -10,7 +10,7 @@ import torch
 
 
 class Call(NamedTuple):
-    """A strategy as it is asked for, such as ``hf_m1024(damping=0.1)`` or ``my_file.py:strategy``.
+    """A strategy as it is asked for, such as `hf_m1024(damping=0.1)` or `my_file.py:strategy`.
 
     Attributes:
         name: What stands before the brackets.
@@ -40,9 +40,9 @@ def split_list(text: str) -> list[str]:
 
 
 def parse_call(text: str) -> Call:
-    """Read ``name`` or ``name(option=value, …)``, where the name may be ``path/to/my_file.py:function``.
+    """Read `name` or `name(option=value, …)`, where the name may be `path/to/my_file.py:function`.
 
-    Values are Python's numbers, strings, lists and so on, ``torch.float32`` and the like, and words without quotes.
+    Values are Python's numbers, strings, lists and so on, `torch.float32` and the like, and words without quotes.
 
     Raises:
         SyntaxError: If that is not Python.
@@ -75,7 +75,7 @@ def _value(node: ast.expr) -> object:
 
 
 def defaults(function: Callable[..., object], without: tuple[str, ...] = ()) -> dict[str, object]:
-    """Return the arguments of a function that have defaults, and these, but for those called ``without``."""
+    """Return the arguments of a function that have defaults, and these, but for those called `without`."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in without}
 

@@ -23,7 +23,7 @@ class Own:
 
     Attributes:
         name: What tables and figures call it; options that it was asked for with are part of that.
-        reference: What finds it again: ``path/to/my_file.py:strategy``, with options.
+        reference: What finds it again: `path/to/my_file.py:strategy`, with options.
         code: See `code_hash`.
         strategy: What the function returned.
     """

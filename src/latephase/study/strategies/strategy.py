@@ -87,7 +87,7 @@ class Strategy(Protocol):
         """Return what its steps depend on besides name, problem and seed: part of a run's identity."""
 
     def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
-        """Return what trains ``model`` on batches drawn with ``generator``."""
+        """Return what trains `model` on batches drawn with `generator`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Declaration:
         name: What the command line calls it.
         family: What kind it is of.
         style: What it is drawn with; None for one of those that remain.
-        build: Called as ``build(name, problem, examples, **options)``, with the name that tables are to show and the
+        build: Called as `build(name, problem, examples, **options)`, with the name that tables are to show and the
             number of training examples, it returns the strategy. It raises `TooFewExamplesError` where that is so.
         options: The names of the options that it takes.
         default: Whether a study takes it if not told otherwise.
