@@ -65,7 +65,7 @@ def partitioned(merged: Merged, primals: list[Tensor], partition: Partition, *, 
 
 
 def joint(merged: Merged, *, tagged: bool) -> fx.GraphModule:
-    """The graph as a partitioner knows it: inputs named primals and tangents, outputs of the forward pass first.
+    """Return the graph as partitioners know it: inputs named primals and tangents, outputs of the forward pass first.
 
     Args:
         merged: The graph.

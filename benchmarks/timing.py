@@ -45,6 +45,9 @@ def measure_products(network: Network, device: torch.device, rounds: int) -> dic
     In each round every way gets the same new point: other data of the same shapes, parameters changed in place.
     Its time for a product is that of further products after the first. Its set-up is what comes before the first
     product's end, less a product; that includes whatever it puts off until then.
+
+    Returns:
+        What the page shows of the network: differences, spreads of seconds and of their ratios, by name.
     """
     task = Task(network, device)
     for _ in range(3):

@@ -6,6 +6,7 @@ def main() -> None:
 
     Raises:
         SystemExit: With a hint when the extra `latephase[study]` is not installed.
+        ModuleNotFoundError: If what is missing is a module of this package.
     """
     try:
         from latephase.cli import app

@@ -9,7 +9,7 @@ import torch
 
 
 def is_failed_trial(error: Exception) -> bool:
-    """Whether a closure failed on the values of the parameters that it was given.
+    """Return whether a closure failed on the values of the parameters that it was given.
 
     A matrix that has no factorisation (`torch.linalg`), or a value that a distribution does not allow
     (`torch.distributions`). Such a trial point counts as infinitely bad.

@@ -53,7 +53,8 @@ class Cutter:
         device: Inputs and targets are moved there when they are used.
 
     Raises:
-        TypeError, ValueError: If one of them is nothing of the sort.
+        TypeError: If model or loss function cannot be called.
+        ValueError: If the reduction is neither of the words nor a function.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class Cutter:
         """Return the micro-batches of a list; `name` is what the user calls it.
 
         Raises:
-            TypeError, ValueError: If it is no list of pairs, or its weights cannot be told.
+            TypeError: If it is no list of pairs, or its weights cannot be told from the targets.
+            ValueError: If it is empty, or all its weights are 0.
         """
         entries = pairs(name, datalist)
         counts = [_weight(targets, self._reduction) for _, targets in entries]

@@ -20,22 +20,12 @@ from latephase.damped_optimizer import DampedOptimizer
 from latephase.micro_batches import Batches, Cutter, LossFunction, MicroBatch, Model, Pair, Reduction
 from latephase.objective import ClosureObjective, Given, Objective, TrialLosses
 from latephase.parameters import Parameters
-from latephase.parts import (
-    CG,
-    Armijo,
-    Backtracking,
-    ConstantDamping,
-    DampedProblem,
-    DampingRule,
-    FullStep,
-    LastIterate,
-    LevenbergMarquardt,
-    LineSearch,
-    Solver,
-    StepChoice,
-    chosen,
-    chosen_solver,
-)
+from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
+from latephase.parts.cg import CG
+from latephase.parts.choose import chosen, chosen_solver
+from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
+from latephase.parts.linesearch import Armijo, FullStep, LineSearch
+from latephase.parts.solver import DampedProblem, Solver
 from latephase.published import PublishedHelpers
 from latephase.records import CGStop, Outcome, StepRecord
 from latephase.vectors import plus_scaled
@@ -53,25 +43,21 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
     Args:
         params: Parameters or parameter groups. A group may have its own `lr`, `damping` and `weight_decay`;
             all three are read afresh at every step.
-        curvature_opt: `"ggn"`, the positive semi-definite generalised Gauss-Newton matrix (Martens 2010,
-            Section 4.2), or `"hessian"`.
+        curvature_opt: `"ggn"`, the generalised Gauss-Newton matrix (Martens 2010, Section 4.2), or `"hessian"`.
         damping: λ of the first step, ≥ 0. (1.0: Tatzel et al. 2022, Appendix A.1.)
         adapt_damping: Whether the Levenberg–Marquardt rule changes λ (Martens 2010, Section 4.1).
         cg_max_iter: Most CG iterations per step; None means P. (250: Martens & Sutskever 2012, Section 8.7.)
-        cg_decay_x0: CG starts from this share of the last CG solution, in [0, 1]; 0 is a cold start.
-            (0.95: Martens & Sutskever 2012, Section 10.)
+        cg_decay_x0: The share of its last solution that CG starts from. (0.95: Martens & Sutskever 2012, Section 10.)
         use_cg_backtracking: Whether to choose among the CG iterates (Martens 2010, Section 4.6) or take the last.
         lr: Step size, ≥ 0: where the line search begins, or the step size itself without one.
         use_linesearch: Whether to shorten the step until the Armijo condition holds (Martens & Sutskever 2012,
             Section 8.8). Without it a step may raise the loss.
         verbose: Whether to print each step's record.
         weight_decay: wd ≥ 0: adds ½ wd ‖θ‖² to the objective, and so enters loss, gradient *and* curvature.
-        martens_conv_crit: Whether CG stops by Martens' relative progress rule (2010, Section 4.4), or runs on until
-            `cg_max_iter` or until the linear system is solved to rounding.
-        nonpos_curv_option: What CG does at non-positive curvature: `"stop"` and use the iterates so far,
-            `"saddle-free"` (absolute value, Dauphin et al. 2014) or `"ignore"`.
-        damping_bounds: λ stays between these, 0 < lower ≤ upper. They only keep a long series of failures (or
-            successes) from taking λ where no later step could bring it back.
+        martens_conv_crit: Whether CG stops by Martens' relative progress rule (2010, Section 4.4).
+        nonpos_curv_option: What CG does at non-positive curvature, see `latephase.parts.CG`.
+        damping_bounds: λ stays between these, 0 < lower ≤ upper, so that no long series of failures (or successes)
+            takes it where no later step could bring it back.
         product_dtype: Type in which matrix products and convolutions work within products with the GGN, such as
             `torch.bfloat16`; None for the network's own. Checked for accuracy at first use.
         compile: Whether `torch.compile` compiles the products with the GGN. Takes long at first use.
@@ -85,7 +71,21 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         last_step: The `StepRecord` of the last step; None before the first.
 
     Raises:
-        ValueError, TypeError: For an argument of the wrong type or range, naming it and what is allowed.
+        TypeError: For an argument of the wrong type, naming it and what is allowed.
+        ValueError: For one out of range, likewise.
+
+    Example:
+        >>> import torch
+        >>> model, loss_func = torch.nn.Linear(2, 1, bias=False), torch.nn.MSELoss()
+        >>> opt = HessianFree(model.parameters(), damping=0.0)
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [3.0]])
+        >>> def forward():
+        ...     outputs = model(x)
+        ...     return loss_func(outputs, y), outputs
+        >>> round(opt.step(forward), 6)  # least squares: the quadratic model is the loss, and one step enough
+        0.0
+        >>> opt.last_step.outcome.value
+        'the step was taken'
     """
 
     # Makes GradScaler.step call step() and announce itself, so that it can be refused with a clear message.
@@ -206,8 +206,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
                 `curvature_opt="hessian"`. It may call `backward` and `zero_grad`, which do nothing here.
             grad: The gradient on B, shape (P,), where you have it already; weight decay is added to it.
             mvp: `v -> Cv`, the curvature on B, where you have it already; weight decay and damping are added.
-            M_func: `v -> Mv`, a preconditioner: an approximation of the inverse of the *damped* curvature, see
-                `get_preconditioner`.
+            M_func: `v -> Mv`, an approximation of the inverse of the *damped* curvature, see `get_preconditioner`.
             test_deterministic: Whether to check first that loss and products are the same when evaluated twice.
             evaluate: Returns the loss, or `(loss, outputs)`, on the evaluation batch B̄, which should be disjoint
                 from B (Tatzel et al. 2022, Section 2). Default: `forward`.
@@ -217,7 +216,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             The objective on B̄ after the step; None for a first `step(None)`, which does nothing.
 
         Raises:
-            TypeError, ValueError: For bad arguments, or closures that return something else. Nothing has changed then.
+            TypeError: For an argument of another type, or a closure that returns something else.
+            ValueError: For one that is out of range, likewise. Nothing has changed then.
 
         Warns:
             StepUndoneWarning: If a number was not finite. Nothing has changed then; see `last_step.outcome`.
@@ -260,12 +260,10 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             loss_func: Maps `(outputs, targets)` to the loss.
             loss_datalist: The evaluation batch B̄.
             grad_datalist: The batch for the gradient. Default: `loss_datalist`.
-            mvp_datalist: The batch for the curvature; it may be smaller than the gradient's.
-                Default: `loss_datalist`.
+            mvp_datalist: The batch for the curvature; it may be smaller. Default: `loss_datalist`.
             M_func: As for `step`.
-            reduction: How `loss_func` reduces over samples: `"mean"`, `"sum"`, or a function
-                `targets -> weight` for means over something else than `targets.shape[0]` samples (tokens that
-                are not padding, say). Check it once with `test_reduction`.
+            reduction: How `loss_func` reduces over samples: `"mean"`, `"sum"`, or a function `targets -> weight` for
+                means over something else (tokens that are not padding, say). Check it once with `test_reduction`.
             test_deterministic: As for `step`.
             micro_batches_in_memory: How many micro-batches' graphs may be in memory at once. With as many as the
                 curvature's list has, no forward pass is repeated.

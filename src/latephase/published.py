@@ -54,7 +54,8 @@ class PublishedHelpers:
             exponent: > 0 and at most 1. (0.75: Martens 2010, Section 4.7.)
 
         Raises:
-            TypeError, ValueError: For a bad argument, or a layer that mixes the samples of a batch.
+            TypeError: For an argument of another type.
+            ValueError: For one that is out of range, or a layer that mixes the samples of a batch.
         """
         for name, value, kind in (
             ("model", model, torch.nn.Module),
@@ -90,7 +91,8 @@ class PublishedHelpers:
 
         Raises:
             RuntimeError: If they do not, naming what differs. BatchNorm in training mode and dropout do that too.
-            TypeError, ValueError: For a bad argument.
+            TypeError: For an argument of another type.
+            ValueError: For a reduction that there is not, or fewer than two micro-batches.
         """
         parameters = Parameters(self.param_groups)
         cut = Cutter(model, loss_func, reduction, parameters.device)

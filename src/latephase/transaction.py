@@ -120,9 +120,14 @@ class Transaction:
             micro_batch: Its number within its batch. Each number has its own random numbers, the same whenever
                 it is evaluated in this step; number 0 continues the stream that the step found.
 
+        Yields:
+            The evaluation, which knows afterwards what the network looked like at its end.
+
         Raises:
             ParametersWrittenError: If this is the first evaluation, and it wrote to the parameters.
             RuntimeError: If the closure works on a `.grad` that it does not have here.
+            TypeError: If the closure does, for another reason.
+            AttributeError: Likewise.
         """
         self._seed(micro_batch)
         _quieten_compiler_about_hooks()
@@ -248,6 +253,9 @@ def settled(
         attempt: What to do.
         optimizer: Whose state and damping are part of what is rolled back.
         undone: Says of a result whether it is to leave nothing behind. So does an exception.
+
+    Returns:
+        What the attempt returned.
 
     Raises:
         RuntimeError: If it writes to the parameters again.

@@ -28,7 +28,7 @@ def ggn(
     product_dtype: torch.dtype | None = None,
     compile: bool = False,  # noqa: A002 — PyTorch's own word for it
 ) -> GGN:
-    """The generalised Gauss-Newton matrix of a loss at the present parameters, as an operator.
+    """Return the generalised Gauss-Newton matrix of a loss at the present parameters, as an operator.
 
     Args:
         forward: Returns `(loss, outputs)`; called once.
@@ -61,9 +61,24 @@ def ggn(
 
 
 def hessian(forward: Forward, params: Iterable[Tensor]) -> Hessian:
-    """The Hessian of a loss at the present parameters, as an operator; arguments as for `ggn`.
+    """Return the Hessian of a loss at the present parameters, as an operator.
 
-    `forward` may return the loss alone.
+    Args:
+        forward: Returns `(loss, outputs)` or the loss alone; called once.
+        params: The parameters to differentiate by, in the order of the vectors' entries. P entries in all.
+
+    Returns:
+        An operator `C` like that of `ggn`.
+
+    Raises:
+        CurvatureError: If the closure has no second derivatives; the message names the operations in the way.
+        ValueError: If the loss does not depend on the parameters.
+
+    Example:
+        >>> import torch
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> hessian(lambda: theta.prod() ** 2, [theta]) @ torch.tensor([1.0, 0.0])
+        tensor([8., 8.])
     """
     return _at_present_point(Hessian, forward, params)
 

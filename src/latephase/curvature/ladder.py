@@ -148,6 +148,7 @@ class Ladder(Generic[E]):
 
         Raises:
             CurvatureError: If there is none.
+            OutOfMemoryError: If the remembered one finds no memory, which no other choice would mend.
         """
         key = _key(point, options)
         choice = self.choices.get(key)

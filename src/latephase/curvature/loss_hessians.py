@@ -52,6 +52,9 @@ def cross_entropy(
     """H = Σₙ cₙ (diag(pₙ) − pₙpₙᵀ), with p = softmax(logits) and cₙ = Σ_c w_c tₙ_c over the (smoothed) targets t.
 
     Logits have shape (C,) or (N, C, …), targets class indices of shape () or (N, …), or probabilities like the logits.
+
+    Returns:
+        `v -> Hv`, for v shaped and typed like the logits. The product itself is formed in float32 at least.
     """
     dim = 0 if logits.dim() == 1 else 1
     classes = logits.shape[dim]

@@ -72,6 +72,9 @@ class CurvatureOperator(ABC, Generic[E]):
     def __matmul__(self, v: Tensor) -> Tensor:
         """Multiply a vector of shape (P,) or a matrix of shape (P, k).
 
+        Returns:
+            The product, in the same shape.
+
         Raises:
             ValueError: For another shape.
             RuntimeError: If the parameters have changed since the operator was made.

@@ -62,7 +62,7 @@ class Point:
         return self.parameters.tensors
 
     def gradient(self, *, retain_graph: bool) -> Tensor:
-        """The gradient of the loss, shape (P,); zero for parameters that the loss does not use.
+        """Return the gradient of the loss, shape (P,); zero for parameters that the loss does not use.
 
         Raises:
             ValueError: If the loss uses no parameter at all.
@@ -125,6 +125,9 @@ class Point:
 def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
     """Call `forward` once with a graph, watch it, and check what it returns.
 
+    Returns:
+        The point at the parameters' present values: loss, outputs, graph and the program that was run.
+
     Raises:
         TypeError: If `forward` returns neither a scalar loss nor a pair `(loss, outputs)`.
         ValueError: If the loss does not depend on any trainable parameter.
@@ -174,7 +177,7 @@ def _drawable(dtype: torch.dtype) -> torch.dtype:
 
 
 def frontier(loss: Tensor, outputs: Sequence[object]) -> list[Tensor]:
-    """Which of the outputs the loss was computed from directly, and not by way of another output.
+    """Return those of the outputs that the loss was computed from directly, and not by way of another output.
 
     A model may return intermediate results beside its predictions; they are not what J and H are about.
     """

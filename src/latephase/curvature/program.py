@@ -154,7 +154,7 @@ def build(calls: Sequence[Call], ends: Sequence[Origin], unseen: str | None) -> 
 
 
 def _needed(calls: Sequence[Call], ends: Sequence[Origin]) -> list[Call]:
-    """The calls that loss and outputs depend on, by their results or by what they wrote.
+    """Return the calls that loss and outputs depend on, by their results or by what they wrote.
 
     A tensor that does not depend on the parameters is an input, and how it was made does not matter, unless a call
     that is needed writes to it. Random numbers are drawn in any case, so that others get what they got.

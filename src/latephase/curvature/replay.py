@@ -32,13 +32,16 @@ def replay(
     inputs: Sequence[Tensor],
     beside_moving: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> list[Tensor]:
-    """Run a program; return its loss and its outputs. No code of the closure's author runs.
+    """Run a program. No code of the closure's author runs.
 
     Args:
         program: What to run.
         parameters: Stand-ins for the parameters.
         inputs: Stand-ins for its inputs.
         beside_moving: What to do to an input that a normalisation takes beside others that may be moving.
+
+    Returns:
+        Its loss and its outputs.
     """
     results: dict[int, Tensor] = {}
 

@@ -31,7 +31,7 @@ def check(
     tolerance: float = 0.0,
     cancelled: float = 0.0,
 ) -> None:
-    """Raise `DisagreementError` unless two computations agree, relative to their norm, up to rounding.
+    """Hold two computations against each other: they must agree, relative to their norm, up to rounding.
 
     Args:
         point: Where they were made; its types decide what rounding is.
@@ -41,6 +41,9 @@ def check(
         tolerance: At least this much is allowed besides that of `rounding`.
         cancelled: The norm of what the results are a sum of, where it may be much larger than theirs: towards a minimum
             the gradient is small, and its rounding is not.
+
+    Raises:
+        DisagreementError: If they do not.
     """
     # All tensors together: one of them may be zero but for rounding, like the gradient of a bias before BatchNorm.
     error, size = difference_and_norm(mine, theirs)

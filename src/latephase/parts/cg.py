@@ -25,7 +25,8 @@ class CG:
             `"saddle-free"` (absolute value, Dauphin et al. 2014) or `"ignore"`.
 
     Raises:
-        ValueError, TypeError: For a value that is not allowed, naming it and what is.
+        TypeError: For a value of another type, naming it and what is allowed.
+        ValueError: For one that is out of range, likewise.
 
     >>> import torch
     >>> path = CG()(DampedProblem(curvature=lambda v: 3.0 * v, b=torch.tensor([4.0, 8.0]), damping=1.0))

@@ -140,9 +140,9 @@ def cg(
 
 
 def relative_progress_stalled(values: list[float], epsilon: float = 5e-4) -> bool:
-    """Martens' stop rule (2010, Section 4.4) after iteration i = `len(values) - 1`.
+    """Return whether Martens' rule (2010, Section 4.4) stops after iteration i = `len(values) - 1`.
 
-    True when i > k, φ(x_i) < 0 and (φ(x_i) − φ(x_{i−k})) / φ(x_i) < kε with k = max(10, 0.1 i): over the last
+    It does when i > k, φ(x_i) < 0 and (φ(x_i) − φ(x_{i−k})) / φ(x_i) < kε with k = max(10, 0.1 i): over the last
     k iterations each brought less than the share ε of what has been reached.
     """
     i = len(values) - 1

@@ -56,10 +56,12 @@ class LinearProgram(NamedTuple):
 
 
 def trace(point: Point, options: Options) -> LinearProgram:
-    """Trace the program of `point`. Nothing is computed: the tensors of a trace have shapes but no values.
+    """Return the program of `point`, traced. Nothing is computed: the tensors of a trace have shapes but no values.
 
     Raises:
-        RuntimeError, NotImplementedError, TypeError: If it cannot be traced, or has no forward derivative.
+        RuntimeError: If it cannot be traced.
+        NotImplementedError: If one of its operations has no forward derivative.
+        TypeError: If one of them takes something that a trace has no form for.
     """
     if point.program.unseen is not None:
         raise RuntimeError(f"{point.program.unseen} cannot be run again from a record of torch functions")

@@ -23,10 +23,16 @@ Key = tuple[object, ...]
 
 
 def append(target: fx.Graph, source: fx.Graph, inputs: Sequence[Node]) -> list[Argument]:
-    """Copy `source`, with its inputs replaced, into `target`, and return what it outputs there.
+    """Copy `source`, with its inputs replaced, into `target`.
 
     What `target` computes already is shared. Random operations are shared in their order: the k-th of the source is
     the k-th of the target. Views of the whole and additions of known zeros are left out.
+
+    Returns:
+        What the source outputs: nodes of the target, or constants.
+
+    Raises:
+        RuntimeError: If the source holds a tensor of its own, of which nobody knows where it came from.
     """
     env: dict[Node, Argument] = dict(zip((n for n in source.nodes if n.op == "placeholder"), inputs, strict=True))
     merged = _Merged(target)

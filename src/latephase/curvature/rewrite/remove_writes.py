@@ -18,9 +18,12 @@ from latephase.curvature.rewrite.nodes import is_writing, outputs_of
 
 
 def remove_writes(graph: fx.Graph) -> bool:
-    """Turn writes into arguments into operations that return something new; return whether that was possible.
+    """Turn writes into arguments into operations that return something new.
 
     A write is harmless where nothing afterwards looks at the written storage but through the write's own result.
+
+    Returns:
+        Whether that was possible.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     owner, sharing = _storages(graph)

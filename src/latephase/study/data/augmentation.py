@@ -76,7 +76,9 @@ def brighten(images: Tensor, delta: Tensor) -> Tensor:
 
 
 def saturate(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale the saturation of HSV by each image's `factor`, at most to 1; intensities are in [0, 1].
+    """Return the images with the saturation of HSV scaled by each one's `factor`, at most to 1.
+
+    Intensities are in [0, 1].
 
     Of hue, saturation S and value V, the colour V·(1 - S·k) depends by k on the hue alone. So it need not be computed:
     S·factor for S means a distance to V that is `factor` times as large, as far as S ≤ 1 allows.

@@ -99,6 +99,9 @@ def _download(source: HubImages) -> Path:
 
     Not by `datasets.load_dataset`: of SVHN it downloads the gigabyte of extra images, too, unless it is told the
     files, and then it does not find them again without the network.
+
+    Raises:
+        DataError: If they are not there and cannot be downloaded, with what to do without a network.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

@@ -111,6 +111,12 @@ def _normalised(
         train: Examples to train on.
         test: Examples to test on.
         augmentation: Makes the augmentation from mean and standard deviation.
+
+    Returns:
+        The same two splits, and the augmentation.
+
+    Raises:
+        DataError: If all training images have the same value throughout a channel.
     """
     mean = train.inputs.mean(dim=(0, 2, 3), keepdim=True)
     std = train.inputs.std(dim=(0, 2, 3), keepdim=True)

@@ -15,13 +15,16 @@ def initialise(
     dense: Callable[[Tensor], Tensor] = nn.init.xavier_uniform_,
     bias: float = 0.0,
 ) -> Model:
-    """Draw the weights of convolutions and dense layers, set their biases; return `model`.
+    """Draw the weights of convolutions and dense layers, and set their biases.
 
     Args:
         model: The network.
         convolution: Draws a convolution's weights, by default from Glorot and Bengio's normal distribution.
         dense: Draws a dense layer's, by default from their uniform distribution.
         bias: All biases.
+
+    Returns:
+        The network that was given.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -30,7 +30,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def halving_max_pool() -> nn.MaxPool2d:
-    """Maxima over 3×3 with stride 2 and "same" padding, for images of even height and width.
+    """Return maxima over 3×3 with stride 2 and "same" padding, for images of even height and width.
 
     There the padding is one row at the bottom and one column at the right, which maxima ignore. That is what windows
     may overhang by in ceiling mode.

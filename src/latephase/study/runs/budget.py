@@ -36,6 +36,9 @@ class Budget:
         >>> str(Budget.parse("2.5 s"))
         '2.5s'
 
+        Returns:
+            The budget that the text says.
+
         Raises:
             ValueError: If it is none.
         """

@@ -25,7 +25,7 @@ def highest_loss(start: float) -> float:
 
 
 def has_diverged(loss: float, start: float) -> bool:
-    """Whether a loss that started at `start` is not finite, or absurd: beyond `highest_loss` in either direction.
+    """Return whether a loss that started at `start` is not finite, or beyond `highest_loss` in either direction.
 
     >>> [has_diverged(loss, 2.0) for loss in (1e5, 1e298, -1e298, math.inf, math.nan)]
     [False, True, True, True, True]

@@ -60,6 +60,9 @@ def resume(
         allowance: The budget.
         seed: For the batches that the strategy draws, and for dropout.
         progress: Told about each step.
+
+    Returns:
+        The run's curve, its steps' records, and the network that it ended with.
     """
     device = data.train.inputs.device
     model = problem.build_model().to(device)

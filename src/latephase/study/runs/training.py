@@ -86,6 +86,9 @@ def train(
         keep: Given each checkpoint's number, from 1, and the checkpoint.
         since: A checkpoint of the same training to go on from.
 
+    Returns:
+        The curve: a point before the first step, then one at even distances in epochs and at every checkpoint.
+
     Raises:
         ProblemError: Before the first step, if the data are too few, or a loss is not finite.
         DivergedError: As soon as the train loss is seen to have diverged. Checkpoints until then have been kept.

@@ -138,6 +138,9 @@ def demo_figure(results: Results, *, look: Look = LIGHT) -> Figure | None:
     """Draw train loss and test metric over the budget from the last checkpoint, with the end of the training before it.
 
     Lines are means over seeds, bands reach from the lowest to the highest seed.
+
+    Returns:
+        The figure; None where there are no late-phase runs.
     """
     cases = _last_checkpoints(results, None)
     if not cases:

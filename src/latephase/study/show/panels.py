@@ -36,9 +36,12 @@ _KNOTS = 200
 
 @contextmanager
 def panels(look: Look, rows: int, columns: int) -> Iterator[tuple[Figure, np.ndarray]]:
-    """Provide a new figure and its panels, an array [rows, columns] of axes, to be drawn on in this look.
+    """Provide a new figure and its panels, to be drawn on in this look.
 
     If the look is narrow, all panels stand below each other.
+
+    Yields:
+        The figure, and an array [rows, columns] of axes.
     """
     with rc_context(look.settings()):
         if look.narrow:

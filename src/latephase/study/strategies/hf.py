@@ -44,7 +44,8 @@ class HF:
         options: Arguments of `HessianFree` that are not to have their defaults.
 
     Raises:
-        ValueError, TypeError: For an option that `HessianFree` refuses.
+        TypeError: For an option that `HessianFree` does not have, or whose type it refuses.
+        ValueError: For one whose value it refuses.
     """
 
     name: str

@@ -24,7 +24,7 @@ class Call(NamedTuple):
 
 
 def split_list(text: str) -> list[str]:
-    """Split a list at its commas, but for those in brackets.
+    """Return the parts of a list between its commas, but for those in brackets.
 
     >>> split_list("swa, adam(lr=0.1, betas=(0.8, 0.9)),")
     ['swa', 'adam(lr=0.1, betas=(0.8, 0.9))']
@@ -43,6 +43,9 @@ def parse_call(text: str) -> Call:
     """Read `name` or `name(option=value, …)`, where the name may be `path/to/my_file.py:function`.
 
     Values are Python's numbers, strings, lists and so on, `torch.float32` and the like, and words without quotes.
+
+    Returns:
+        The name, the options and the text as Python would write it.
 
     Raises:
         SyntaxError: If that is not Python.

@@ -20,12 +20,12 @@ def constant() -> Factor:
 
 
 def tenth() -> Factor:
-    """Divide the learning rate by ten at the checkpoint."""
+    """Return the factor that divides the learning rate by ten at the checkpoint."""
     return lambda spent, loss: 0.1
 
 
 def cosine() -> Factor:
-    """Let the learning rate fall to zero along half a cosine.
+    """Return the factors that let the learning rate fall to zero along half a cosine.
 
     >>> factor = cosine()
     >>> factor(0.0, None), factor(1.0, None)
@@ -39,7 +39,7 @@ PATIENCE = 5  # periods without progress before a reduction, so that at most thr
 
 
 def plateau() -> Factor:
-    """Divide the learning rate by ten whenever the loss has stalled (Tatzel et al. 2022, Section 3.2)."""
+    """Return factors that divide it by ten whenever the loss has stalled (Tatzel et al. 2022, Section 3.2)."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=PATIENCE)
     losses: list[Tensor] = []
