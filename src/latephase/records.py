@@ -7,7 +7,11 @@ from enum import Enum
 
 
 class CGStop(str, Enum):
-    """Why conjugate gradients ended; the value is a sentence for people."""
+    """Why conjugate gradients ended; the value is a sentence for people.
+
+    >>> CGStop.SOLVED.value
+    'the linear system is solved to rounding'
+    """
 
     RELATIVE_PROGRESS = "relative progress per iteration fell below Martens' threshold"
     MAX_ITERATIONS = "the maximum number of iterations was reached"
@@ -17,7 +21,13 @@ class CGStop(str, Enum):
 
 
 class Outcome(str, Enum):
-    """What became of a step; the value is a sentence for people."""
+    """What became of a step; the value is a sentence for people.
+
+    >>> Outcome.ZERO_GRADIENT.value
+    'the gradient is zero; the parameters stay'
+    >>> Outcome.ZERO_GRADIENT.undone, Outcome.NON_FINITE_LOSS.undone
+    (False, True)
+    """
 
     ACCEPTED = "the step was taken"
     NO_DECREASE = "no step size lowered the loss on the evaluation batch enough; the parameters stay"
@@ -43,7 +53,17 @@ class Outcome(str, Enum):
 
 
 class StepUndoneWarning(UserWarning):
-    """A step met a number that is not finite, and left everything as it was."""
+    """A step met a number that is not finite, and left everything as it was.
+
+    To end a training there, make it an error:
+
+    >>> import warnings, torch, latephase
+    >>> warnings.simplefilter("error", latephase.StepUndoneWarning)
+    >>> theta = torch.nn.Parameter(torch.tensor([-1.0]))
+    >>> latephase.HessianFree([theta], curvature_opt="hessian").step(lambda: theta.log().sum())
+    Traceback (most recent call last):
+    latephase.records.StepUndoneWarning: ...the loss on the model batch is not finite; nothing was changed...
+    """
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,9 @@ class Counts:
         gradients: Forward and backward passes, on the model batch.
         linearisations: Forward passes made for curvature only (none where the gradient's graph serves).
         products: Products with the curvature operator (each over all of the curvature batch).
+
+    >>> Counts(losses=3, gradients=1, products=12)
+    Counts(losses=3, gradients=1, linearisations=0, products=12)
     """
 
     losses: int = 0
@@ -84,6 +107,12 @@ class StepRecord:
         step_norm: Euclidean norm of the change of θ.
         counts: Evaluations and products.
         seconds: Wall-clock time of the step.
+
+    >>> print(StepRecord(Outcome.ACCEPTED, None, 2.5, 1.25, 1.0, 2 / 3, 0.9, 4, CGStop.SOLVED, 3, False, 1.0))
+    loss 2.5 -> 1.25: the step was taken
+      damping 1 -> 0.667 (reduction ratio 0.9), step size 1, step norm 0
+      conjugate gradients: 4 iterations, iterate 3 chosen; the linear system is solved to rounding
+      0 gradients, 0 curvature products, 0 losses in 0.00 s
     """
 
     outcome: Outcome

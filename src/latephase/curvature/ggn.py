@@ -42,6 +42,18 @@ class GGN(CurvatureOperator[Factors]):
     Raises:
         ValueError: If there are no outputs with a graph, or the loss was not computed from them.
         CurvatureError: If there is no way to form products.
+
+    Example:
+        >>> from latephase.curvature import ggn
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> def forward():
+        ...     outputs = theta**2
+        ...     return 0.5 * outputs.square().sum(), outputs
+        >>> C = ggn(forward, [theta])  # J = diag(2θ), H = I
+        >>> C @ torch.ones(2)
+        tensor([ 4., 16.])
+        >>> C.backend
+        'linearize'
     """
 
     def __init__(self, point: Point, options: Options = DEFAULT_OPTIONS) -> None:

@@ -20,6 +20,17 @@ class Hessian(CurvatureOperator[GradientGraph]):
 
     Raises:
         CurvatureError: If there is no way to form products.
+
+    Example:
+        >>> import torch
+        >>> from latephase.curvature import hessian
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> C = hessian(lambda: theta.pow(3).sum(), [theta])
+        >>> C @ torch.eye(2)
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+        >>> C.backend
+        'double-backward'
     """
 
     @classmethod

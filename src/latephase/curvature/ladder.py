@@ -26,11 +26,33 @@ REMEMBERED_CHOICES = 64
 
 
 class CurvatureError(RuntimeError):
-    """No rung gives products for this closure; the message names the operations in the way."""
+    """No rung gives products for this closure; the message names the operations in the way.
+
+    >>> from latephase.curvature import ggn
+    >>> theta = torch.nn.Parameter(torch.ones(2))
+    >>> def forward():
+    ...     outputs = 2.0 * theta
+    ...     outputs.register_hook(lambda gradient: -gradient)
+    ...     return outputs.square().sum(), outputs
+    >>> ggn(forward, [theta])
+    Traceback (most recent call last):
+    latephase.curvature.ladder.CurvatureError: an output has a gradient hook, ...
+    """
 
 
 class CurvatureWarning(UserWarning):
-    """Products are right, but perhaps not what was meant."""
+    """Products are right, but perhaps not what was meant.
+
+    >>> from latephase.curvature import ggn
+    >>> warnings.simplefilter("error", CurvatureWarning)
+    >>> theta = torch.nn.Parameter(torch.ones(2))
+    >>> def forward():
+    ...     outputs = 2.0 * theta
+    ...     return outputs.abs().sum(), outputs
+    >>> ggn(forward, [theta])
+    Traceback (most recent call last):
+    latephase.curvature.ladder.CurvatureWarning: the loss has no second derivative in the outputs ...
+    """
 
 
 class Remark(str, Enum):

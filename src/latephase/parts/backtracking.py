@@ -11,7 +11,14 @@ from latephase.checks import positive
 
 
 class StepChoice(Protocol):
-    """Chooses one of the steps {p_n} that a solver proposes."""
+    """Chooses one of the steps {p_n} that a solver proposes.
+
+    >>> choice: StepChoice = Backtracking()
+    >>> sorted(choice.wanted(8))
+    [0, 1, 2, 3, 4, 6, 8]
+    >>> choice({2: 0.5, 5: 0.3}.get, [2, 5])
+    5
+    """
 
     def wanted(self, max_iter: int) -> frozenset[int]:
         """The numbers of the iterations whose iterates are candidates, when there are at most `max_iter`."""

@@ -17,6 +17,9 @@ SOLVERS: dict[str, type[Solver]] = {"cg": CG}
 def chosen(name: str, part: Part | None, flag: bool, on: Part, off: Part) -> Part:
     """Return `part`, or where that is None what the flag stands for.
 
+    >>> chosen("damping_rule", None, False, on="adapt λ", off="leave it alone")
+    'leave it alone'
+
     Raises:
         TypeError: If the part is given and the flag says that there is none; or if it cannot be called.
     """
@@ -29,6 +32,9 @@ def chosen(name: str, part: Part | None, flag: bool, on: Part, off: Part) -> Par
 
 def chosen_solver(solver: Solver | str | None, by_flags: CG) -> Solver:
     """Return the solver that is given, by itself or by its name, or where that is None the one of the flags.
+
+    >>> chosen_solver("cg", by_flags=CG()) == SOLVERS["cg"]()
+    True
 
     Raises:
         TypeError: If it is given and the flags are not at their defaults; or if it cannot be called.

@@ -10,7 +10,14 @@ from latephase.checks import positive
 
 
 class DampingRule(Protocol):
-    """Says how λ changes after a step was tried."""
+    """Says how λ changes after a step was tried.
+
+    Doubling and halving, for example:
+
+    >>> rule: DampingRule = lambda actual, predicted: 0.5 if actual < 0.0 else 2.0
+    >>> rule(-0.1, -1.0)
+    0.5
+    """
 
     def __call__(self, actual: float, predicted: float) -> float:
         """Return the factor on λ after the loss changed by `actual` where the model said `predicted`.

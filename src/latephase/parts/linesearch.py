@@ -11,14 +11,26 @@ from latephase.checks import positive, positive_integer
 
 
 class LineSearchResult(NamedTuple):
-    """The factor on the proposed step, 0 where none was acceptable, and the loss there."""
+    """The factor on the proposed step, 0 where none was acceptable, and the loss there.
+
+    >>> factor, loss = LineSearchResult(factor=0.8, loss=0.1)
+    >>> factor
+    0.8
+    """
 
     factor: float
     loss: float
 
 
 class LineSearch(Protocol):
-    """Chooses the length of a step."""
+    """Chooses the length of a step.
+
+    Half of every step, for example:
+
+    >>> search: LineSearch = lambda loss_at, loss_0, slope: LineSearchResult(0.5, loss_at(0.5))
+    >>> search(lambda alpha: (alpha - 0.5) ** 2, 0.25, -1.0)
+    LineSearchResult(factor=0.5, loss=0.0)
+    """
 
     def __call__(self, loss_at: Callable[[float], float], loss_0: float, slope: float) -> LineSearchResult:
         """Return the factor to take, and the loss there.
@@ -70,7 +82,11 @@ class Armijo:
 
 @dataclass(frozen=True)
 class FullStep:
-    """Take the proposed step as it is: what is left when the line search is switched off."""
+    """Take the proposed step as it is: what is left when the line search is switched off.
+
+    >>> FullStep()(lambda alpha: alpha**2, loss_0=0.0, slope=-1.0)
+    LineSearchResult(factor=1.0, loss=1.0)
+    """
 
     def __call__(self, loss_at: Callable[[float], float], loss_0: float, slope: float) -> LineSearchResult:
         """See `LineSearch`."""

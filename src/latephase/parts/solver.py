@@ -28,6 +28,10 @@ class DampedProblem:
         loss_at: `p -> L(θ + p)` on the evaluation batch, for solvers that judge trial steps themselves.
         wanted: From the largest number of iterations to the numbers of those whose iterates may be asked for.
         asynchronous: Whether to read a number waits for a device's queue.
+
+    >>> import torch
+    >>> DampedProblem(curvature=lambda v: 3.0 * v, b=torch.ones(2), damping=1.0).product(torch.tensor([1.0, 2.0]))
+    tensor([4., 8.])
     """
 
     curvature: Operator
@@ -54,6 +58,11 @@ class Path:
         iterations: How many it took.
         stop: Why they ended.
         warm_started: Whether they began at the last solution rather than at zero.
+
+    >>> import torch
+    >>> path = Path({1: torch.tensor([0.5]), 4: torch.tensor([0.7])}, predicted=-1.2, iterations=4)
+    >>> path.last, path.steps[path.last]
+    (4, tensor([0.7000]))
     """
 
     steps: Mapping[int, Tensor]
@@ -74,7 +83,18 @@ class Path:
 
 
 class Solver(Protocol):
-    """Finds steps that lower the damped quadratic model."""
+    """Finds steps that lower the damped quadratic model.
+
+    Steepest descent, for example:
+
+    >>> def steepest_descent(problem: DampedProblem) -> Path:
+    ...     length = problem.b.dot(problem.b) / problem.b.dot(problem.product(problem.b))
+    ...     return Path({1: length * problem.b}, predicted=-0.5 * float(length * problem.b.dot(problem.b)), iterations=1)
+    >>> import torch
+    >>> solver: Solver = steepest_descent
+    >>> solver(DampedProblem(curvature=lambda v: 3.0 * v, b=torch.tensor([4.0]), damping=1.0)).steps
+    {1: tensor([1.])}
+    """
 
     def __call__(self, problem: DampedProblem) -> Path:
         """Return the steps to try; a number that is not finite ends them before it is used."""
