@@ -34,6 +34,10 @@ class Results:
             `problem`, `checkpoint`, `strategy`, `seed`, and the `error`.
         machines: One row per machine that runs were made on, with what it is and the versions of the software; the
             columns `machine`, `device`, `python`, `torch`, `latephase`, `runs` (how many).
+
+    >>> results = load_results(Store("memory://nothing-yet"))
+    >>> len(results.trainings), results.best.empty
+    (0, True)
     """
 
     trainings: pd.DataFrame
@@ -70,7 +74,12 @@ _MACHINE = ("machine", "device", "python", "torch", "latephase", "runs")
 
 
 def load_results(store: Store) -> Results:
-    """Read all complete runs of a folder, and name those that failed or whose folder is damaged."""
+    """Read all complete runs of a folder, and name those that failed or whose folder is damaged.
+
+    >>> results = load_results(Store("memory://nothing-yet"))
+    >>> len(results.runs), list(results.failures.columns)
+    (0, ['id', 'problem', 'checkpoint', 'strategy', 'seed', 'error'])
+    """
     statuses = {run: store.status(run) for run in store.ids()}
     complete = {run: status for run, status in statuses.items() if status.state == "complete"}
     records = {run: status.record for run, status in statuses.items()}

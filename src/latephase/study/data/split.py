@@ -16,6 +16,10 @@ class Split:
     """Examples: `inputs` and `targets`, tensors whose first dimension counts them.
 
     For images, `inputs` are [N, C, H, W] (float32, normalised) and `targets` [N] (int64).
+
+    >>> split = Split(torch.randn(10, 3), torch.arange(10))
+    >>> len(split), split.take(slice(0, 2)).targets
+    (10, tensor([0, 1]))
     """
 
     inputs: Tensor
@@ -39,7 +43,13 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: two splits, and how training inputs are varied whenever they are drawn (None: not at all)."""
+    """A data set: two splits, and how training inputs are varied whenever they are drawn (None: not at all).
+
+    >>> x, y = torch.randn(10, 3), torch.arange(10)
+    >>> data = Data(train=Split(x[:8], y[:8]), test=Split(x[8:], y[8:]))
+    >>> len(data.train), data.augment
+    (8, None)
+    """
 
     train: Split
     test: Split

@@ -9,10 +9,10 @@ from latephase.study.problems.fmnist_2c2d import FMNIST_2C2D
 from latephase.study.problems.fmnist_allcnn import FMNIST_ALLCNN
 from latephase.study.problems.own import build_own
 from latephase.study.problems.poisson_pinn import POISSON_PINN
-from latephase.study.problems.problem import Problem
+from latephase.study.problems.problem import Metric, Problem
 from latephase.study.problems.svhn_wrn164 import SVHN_WRN164
 
-__all__ = ["PROBLEMS", "Problem", "find_problem"]
+__all__ = ["PROBLEMS", "Metric", "Problem", "find_problem"]
 
 _PAPERS = (CIFAR10_3C3D, CIFAR100_ALLCNNC, SVHN_WRN164)
 _RUN_ANYWHERE = (DIGITS_CNN, FMNIST_2C2D, FMNIST_ALLCNN, POISSON_PINN)
@@ -29,6 +29,9 @@ def find_problem(name: str) -> Problem:
 
     Raises:
         ValueError: If there is none; the message names the nearest and all there are.
+
+    >>> find_problem("digits_cnn").batch_size
+    32
     """
     if name in PROBLEMS:
         return PROBLEMS[name]

@@ -22,6 +22,10 @@ class Metric:
         measure: Maps the outputs for a whole split and its targets to the value.
         higher_is_better: Whether the best value is the highest.
         percent: Whether values are shares of one, to be shown as percentages.
+
+    >>> error = Metric("largest error", lambda outputs, targets: (outputs - targets).abs().max().item(), False)
+    >>> error.measure(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+    0.5
     """
 
     name: str
@@ -66,7 +70,29 @@ class Problem:
         metric: What is reported besides the loss.
 
     Raises:
-        ValueError: If a setting is out of range; TypeError if it is not a number. The message names it.
+        ValueError: If a setting is out of range; the message names it.
+        TypeError: If it is not a number, likewise.
+
+    Example:
+        >>> from latephase.study.data import Split
+        >>> x = torch.linspace(-1.0, 1.0, 300).unsqueeze(1)
+        >>> data = Data(train=Split(x[::2], x[::2] ** 2), test=Split(x[1::2], x[1::2] ** 2))
+        >>> problem = Problem(
+        ...     name="parabola",
+        ...     build_model=lambda: nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)),
+        ...     load_data=lambda folder: data,
+        ...     lr=0.1,
+        ...     batch_size=10,
+        ...     epochs=20,
+        ...     weight_decay=0.0,
+        ...     curvature_batch=50,
+        ...     gradient_batch=100,
+        ...     evaluation_batch=50,
+        ...     loss=nn.functional.mse_loss,
+        ...     metric=Metric("loss", lambda outputs, targets: (outputs - targets).square().mean().item(), False),
+        ... )
+        >>> [len(group["params"]) for group in problem.parameter_groups(problem.build_model())]
+        [2, 2]
     """
 
     name: str

@@ -35,6 +35,12 @@ class Training:
         seed: For first weights, batches and dropout.
         device: Kind of device; results differ in rounding between kinds.
         latephase: Version of the code.
+
+    >>> training = Training("digits_cnn", "digits_cnn", 0.05, 32, 400, 5e-4, None, seed=0, device="cpu")
+    >>> training.title
+    'digits_cnn, training, seed 0'
+    >>> from_json(training.to_json()) == training
+    True
     """
 
     kind: ClassVar[str] = "training"
@@ -81,6 +87,10 @@ class LateRun:
         seed: For the batches that the strategy draws, and for dropout.
         budget: As it is written, see `Budget`.
         latephase: Version of the code.
+
+    >>> run = LateRun("0123456789abcdef", 10, "swa", "swa", "averaging", {"every": 10}, seed=0, budget="10%")
+    >>> run.title, run.timed
+    ('swa, checkpoint 10, seed 0', True)
     """
 
     kind: ClassVar[str] = "run"

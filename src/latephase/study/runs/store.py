@@ -95,6 +95,14 @@ class Store:
 
     Raises:
         StoreError: If nothing can be written there.
+
+    Example:
+        >>> from latephase.study.runs.records import Training
+        >>> store = Store("memory://an-example")
+        >>> store.prepare()
+        >>> run = store.begin(Training("digits_cnn", "digits_cnn", 0.05, 32, 400, 5e-4, None, seed=0, device="cpu"))
+        >>> store.ids() == [run], store.status(run).state
+        (True, 'missing')
     """
 
     def __init__(self, address: str | Path) -> None:

@@ -46,6 +46,9 @@ class HF:
     Raises:
         TypeError: For an option that `HessianFree` does not have, or whose type it refuses.
         ValueError: For one whose value it refuses.
+
+    >>> HF("mine", curvature=256, gradient=1000, evaluation=256, options={"damping": 0.1}).settings()["damping"]
+    0.1
     """
 
     name: str

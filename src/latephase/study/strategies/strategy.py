@@ -25,7 +25,11 @@ Snapshot: TypeAlias = Mapping[str, object]
 
 
 class Family(str, Enum):
-    """The kinds of strategies, in the order of tables and legends."""
+    """The kinds of strategies, in the order of tables and legends.
+
+    >>> Family("Hessian-free").name
+    'HESSIAN_FREE'
+    """
 
     FIRST_ORDER = "first order"
     HESSIAN_FREE = "Hessian-free"
@@ -52,7 +56,13 @@ class Step(NamedTuple):
 
 
 class Trainer(Protocol):
-    """A strategy at work on one network."""
+    """A strategy at work on one network.
+
+    >>> from latephase.study.strategies.trainer import NetworkTrainer
+    >>> trainer: Trainer = NetworkTrainer(lambda spent: Step(gradients=1.0), nn.Linear(2, 1))
+    >>> trainer.step(spent=0.5).gradients
+    1.0
+    """
 
     def step(self, spent: float) -> Step:
         """Take one step, given the fraction of the budget spent so far."""
@@ -73,7 +83,12 @@ class Trainer(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """A way to continue training from a checkpoint."""
+    """A way to continue training from a checkpoint.
+
+    >>> from latephase.study.strategies.swa import SWA
+    >>> isinstance(SWA(), Strategy)
+    True
+    """
 
     @property
     def name(self) -> str:

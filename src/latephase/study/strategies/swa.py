@@ -27,6 +27,9 @@ class SWA:
         name: What tables and figures call it.
         every: Steps between two iterates that enter the mean.
         lr: The learning rate; None for the problem's α.
+
+    >>> SWA(every=5).settings()
+    {'every': 5, 'lr': None}
     """
 
     name: str = "swa"

@@ -15,6 +15,14 @@ class NetworkTrainer:
     Attributes:
         step: Takes one step, given the fraction of the budget spent so far.
         network: What steps change.
+
+    >>> network = nn.Linear(1, 1)
+    >>> trainer = NetworkTrainer(lambda spent: Step(gradients=1.0), network)
+    >>> before = trainer.snapshot()
+    >>> _ = nn.init.zeros_(network.weight)
+    >>> trainer.restore(before)
+    >>> bool(network.weight == before["weight"])
+    True
     """
 
     step: Callable[[float], Step]
