@@ -88,8 +88,9 @@ class Solver(Protocol):
     Steepest descent, for example:
 
     >>> def steepest_descent(problem: DampedProblem) -> Path:
-    ...     length = problem.b.dot(problem.b) / problem.b.dot(problem.product(problem.b))
-    ...     return Path({1: length * problem.b}, predicted=-0.5 * float(length * problem.b.dot(problem.b)), iterations=1)
+    ...     b = problem.b
+    ...     length = b.dot(b) / b.dot(problem.product(b))
+    ...     return Path({1: length * b}, predicted=-0.5 * float(length * b.dot(b)), iterations=1)
     >>> import torch
     >>> solver: Solver = steepest_descent
     >>> solver(DampedProblem(curvature=lambda v: 3.0 * v, b=torch.tensor([4.0]), damping=1.0)).steps

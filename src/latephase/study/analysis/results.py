@@ -74,7 +74,7 @@ _MACHINE = ("machine", "device", "python", "torch", "latephase", "runs")
 
 
 def load_results(store: Store) -> Results:
-    """Read all complete runs of a folder, and name those that failed or whose folder is damaged.
+    """Return all complete runs of a folder, with the names of those that failed or whose folder is damaged.
 
     >>> results = load_results(Store("memory://nothing-yet"))
     >>> len(results.runs), list(results.failures.columns)
