@@ -14,6 +14,7 @@ from torch.nn.functional import mse_loss
 
 import latephase.parts.cg
 from latephase import HessianFree
+from latephase.parts import conjugate_gradients
 from latephase.parts.conjugate_gradients import CGPath
 
 Batch = tuple[Tensor, Tensor]
@@ -160,7 +161,7 @@ class Spy:
         self.b: list[Tensor] = []
         self.options: list[dict[str, Any]] = []
         self.paths: list[CGPath] = []
-        self._cg = latephase.parts.cg.cg
+        self._cg = conjugate_gradients.cg
         monkeypatch.setattr(latephase.parts.cg, "cg", self)
 
     def __call__(self, A: Callable[[Tensor], Tensor], b: Tensor, **options: Any) -> CGPath:

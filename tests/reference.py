@@ -131,7 +131,8 @@ def conjugate_gradients(
     r = A @ x - b
     y = M @ r
     d = -y
-    iterates, values, curvatures = [x], [model(x)], []
+    iterates, values = [x], [model(x)]
+    curvatures: list[float] = []
     smallest = torch.finfo(b.dtype).eps * b.norm()
     stop = "solved" if r.norm() <= smallest else "max_iterations"
     while stop == "max_iterations" and len(curvatures) < max_iter:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import latephase.parts.cg
 from latephase import HessianFree, StepRecord
+from latephase.parts import conjugate_gradients
 from latephase.parts.conjugate_gradients import CGPath
 
 STEPS = 20
@@ -427,7 +428,7 @@ def preconditioners(
 def spy_on_cg(monkeypatch: pytest.MonkeyPatch) -> list[CGPath]:
     """Collect the paths that the optimizer's conjugate gradients take."""
     paths = []
-    cg = latephase.parts.cg.cg
+    cg = conjugate_gradients.cg
 
     def spy(*args: Any, **kwargs: Any) -> CGPath:
         paths.append(cg(*args, **kwargs, in_memory=1000))

@@ -110,13 +110,14 @@ def test_constructor_options(name: str, value: Any, error: type[Exception], allo
 def test_every_constructor_option_is_checked() -> None:
     options = [name for name in inspect.signature(HessianFree).parameters if name != "params"]
     assert {name for name, *_ in WRONG_OPTIONS} == set(options)
+    wrong: Any = object()
     for name in options:
         with pytest.raises((TypeError, ValueError), match=name):
-            HessianFree(plain_network().parameters(), **{name: object()})
+            HessianFree(plain_network().parameters(), **{name: wrong})
 
 
 def test_numbers_of_other_kinds_are_welcome() -> None:
-    opt = HessianFree(plain_network().parameters(), lr=1, damping=torch.tensor(2.0), weight_decay=0, cg_decay_x0=1)
+    opt = HessianFree(plain_network().parameters(), lr=1, damping=torch.tensor(2.0), weight_decay=0, cg_decay_x0=1)  # type: ignore[arg-type]
     assert opt.param_groups[0]["lr"] == 1.0
     assert opt.param_groups[0]["damping"] == 2.0
 
@@ -181,7 +182,7 @@ def test_the_state_of_another_kind_of_optimizer() -> None:
 def test_groups_that_are_none() -> None:
     problem = Problem()
     with refused(problem, TypeError, "param_group must be a dict", "list"):
-        problem.opt.add_param_group([nn.Parameter(torch.ones(1))])
+        problem.opt.add_param_group([nn.Parameter(torch.ones(1))])  # type: ignore[arg-type]
     with refused(problem, ValueError, "some parameters appear in more than one parameter group"):
         problem.opt.add_param_group({"params": [problem.model[0].weight]})
 
@@ -287,7 +288,7 @@ def test_model_and_loss_func_of_acc_step() -> None:
     with refused(problem, TypeError, "model must be callable", "None"):
         problem.opt.acc_step(None, mse_loss, problem.evaluation)
     with refused(problem, TypeError, "loss_func must be callable", "'mse'"):
-        problem.opt.acc_step(problem.model, "mse", problem.evaluation)
+        problem.opt.acc_step(problem.model, "mse", problem.evaluation)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- arguments of the helpers
@@ -312,7 +313,13 @@ def test_model_and_loss_func_of_acc_step() -> None:
 def test_arguments_of_get_preconditioner(name: str, value: Any, error: type[Exception], parts: list[str]) -> None:
     problem = Problem(plain_network())
     inputs, targets = batch(8)
-    good = {"model": problem.model, "loss_func": mse_loss, "inputs": inputs, "targets": targets, "reduction": "mean"}
+    good: dict[str, Any] = {
+        "model": problem.model,
+        "loss_func": mse_loss,
+        "inputs": inputs,
+        "targets": targets,
+        "reduction": "mean",
+    }
     problem.opt.get_preconditioner(**good)
     with refused(problem, error, *parts):
         problem.opt.get_preconditioner(**{**good, name: value})
@@ -337,7 +344,12 @@ def test_get_preconditioner_of_no_samples() -> None:
 )
 def test_arguments_of_test_reduction(name: str, value: Any, error: type[Exception], parts: list[str]) -> None:
     problem = Problem(plain_network())
-    good = {"model": problem.model, "loss_func": mse_loss, "datalist": problem.gradient, "reduction": "mean"}
+    good: dict[str, Any] = {
+        "model": problem.model,
+        "loss_func": mse_loss,
+        "datalist": problem.gradient,
+        "reduction": "mean",
+    }
     problem.opt.test_reduction(**good)
     with refused(problem, error, *parts):
         problem.opt.test_reduction(**{**good, name: value})

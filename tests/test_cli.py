@@ -277,7 +277,7 @@ def test_the_seed_is_the_trainings(tmp_path):
 
 @pytest.mark.parametrize("command", ["study", "resume"])
 def test_the_engine_and_what_runs_take_can_be_chosen(tmp_path, monkeypatch, command):
-    made = []
+    made: list[object] = []
 
     class Engine:
         def __init__(self, reporter, *, cpus, gpus):

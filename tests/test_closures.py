@@ -58,7 +58,7 @@ def adaptive_weights(m: nn.Sequential, x: Tensor, y: Tensor) -> tuple[Tensor, Te
     """Terms weighted by statistics of their gradients, as for physics-informed networks."""
     z = m(x)
     a, b = F.mse_loss(z, y), z[:2].pow(2).mean()
-    ga, gb = (torch.autograd.grad(loss, m[2].weight, retain_graph=True)[0] for loss in (a, b))
+    ga, gb = (torch.autograd.grad(loss, m[2].get_parameter("weight"), retain_graph=True)[0] for loss in (a, b))
     return a + (ga.abs().max() / gb.abs().mean()).detach() * b, z
 
 
@@ -71,7 +71,7 @@ def adapted(m: nn.Sequential, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return F.mse_loss(z, y[10:]), z
 
 
-def penalised(m: nn.Sequential, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def penalised(m: nn.Sequential, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """With a penalty on the gradient in the inputs."""
     x = x.clone().requires_grad_()
     z = m(x)
@@ -191,6 +191,7 @@ class Notes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 1)
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros(()))
         self.calls, self.last, self.history = 0, None, torch.zeros(3)
         self.teacher = nn.Linear(4, 1).requires_grad_(False)
@@ -332,7 +333,8 @@ class Drops(nn.Module):
     def __init__(self, draw: Callable[[Drops], float]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
-        self.draw, self.seen = draw, []
+        self.draw = draw
+        self.seen: list[tuple[bool, ...]] = []
         self.python, self.numpy = random.Random(0), np.random.default_rng(0)
         self.torch = torch.Generator().manual_seed(0)
 

@@ -41,6 +41,7 @@ from latephase.parts import (
     LevenbergMarquardt,
     LineSearchResult,
     Path,
+    StepChoice,
 )
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -160,14 +161,14 @@ def test_cg_max_iter() -> None:
         torch.randn(len(scale), len(scale), generator=torch.Generator().manual_seed(0)).double()
     )
     C = rotation @ torch.diag(scale) @ rotation.T
-    iterations = {}
-    for number in (None, 250, "default"):
-        options = {} if number == "default" else {"cg_max_iter": number}
+    iterations = []
+    given: list[dict[str, Any]] = [{"cg_max_iter": None}, {"cg_max_iter": 250}, {}]
+    for options in given:
         problem = plain()
         problem.opt = HessianFree(problem.model.parameters(), damping=0.0, martens_conv_crit=False, **options)
         problem.step(mvp=lambda v: C @ v)
-        iterations[number] = problem.opt.last_step.cg_iterations
-    assert iterations == {None: len(scale), 250: 250, "default": 250}
+        iterations.append(problem.opt.last_step.cg_iterations)
+    assert iterations == [len(scale), 250, 250]
 
 
 @shows("__init__.cg_decay_x0")
@@ -359,7 +360,7 @@ def test_product_dtype(spy: Spy) -> None:
 
 @shows("__init__.compile")
 def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = Counter()
+    calls: Counter[str] = Counter()
 
     def compiler(function: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
         def compiled(*args: Any, **kwargs: Any) -> Any:
@@ -405,14 +406,15 @@ def moved(**options: Any) -> tuple[Tensor, Problem]:
 @shows("__init__.solver")
 def test_solver() -> None:
     assert HessianFree(plain_network().parameters()).solver == CG()
-    for by_flags, by_part in [
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"cg_max_iter": 250}, {"solver": "cg"}),
         ({"cg_max_iter": 3}, {"solver": CG(max_iter=3)}),
         ({"cg_max_iter": None, "cg_decay_x0": 0.5}, {"solver": CG(max_iter=None, decay_x0=0.5)}),
         ({"martens_conv_crit": False, "cg_max_iter": 9}, {"solver": CG(martens=False, max_iter=9)}),
-    ]:
+    ]
+    for by_flags, by_part in cases:
         expected, _ = moved(**by_flags)
-        actual, _ = moved(**{"cg_max_iter": 250, **by_part})
+        actual, _ = moved(cg_max_iter=250, **by_part)
         assert torch.equal(actual, expected)
     assert HessianFree(plain_network().parameters(), nonpos_curv_option="ignore").solver == CG(nonpositive="ignore")
 
@@ -459,11 +461,12 @@ def test_backtracking(spy: Spy) -> None:
     assert HessianFree(plain_network().parameters()).backtracking == Backtracking()
     assert HessianFree(plain_network().parameters(), use_cg_backtracking=False).backtracking == LastIterate()
     options = {"damping": 1e-4, "martens_conv_crit": False}
-    for part, there_are in [
+    cases: list[tuple[StepChoice, set[int]]] = [
         (Backtracking(), {0, 1, 2, 3}),
         (Backtracking(gamma=3.0), {0, 2, 8, 26}),
         (LastIterate(), set()),
-    ]:
+    ]
+    for part, there_are in cases:
         problem = plain(backtracking=part, **options)
         problem.step()
         last = problem.opt.last_step.cg_iterations
@@ -647,7 +650,7 @@ def test_dropout_and_batch_norm_are_deterministic_within_a_step() -> None:
         torch.manual_seed(0)
         getattr(twin, way)()
         assert torch.equal(theta(problem), theta(twin))
-        assert int(problem.model[1].num_batches_tracked) == 1
+        assert int(problem.model[1].get_buffer("num_batches_tracked")) == 1
 
 
 def test_the_test_for_determinism_makes_its_own_random_numbers() -> None:
@@ -694,7 +697,8 @@ def test_datalists_by_default_are_that_of_the_loss(spy: Spy) -> None:
     start = plain_network()
     for name in ("grad_datalist", "mvp_datalist"):
         problem = plain()
-        problem.opt.acc_step(problem.model, mse_loss, problem.evaluation, **{name: problem.gradient})
+        lists: dict[str, Any] = {name: problem.gradient}
+        problem.opt.acc_step(problem.model, mse_loss, problem.evaluation, **lists)
     assert_close(spy.b[0], -gradient(start, union(problem.gradient)))
     assert_close(spy.A[0], ggn(start, union(problem.evaluation)) + identity(spy.A[0]))
     assert_close(spy.b[1], -gradient(start, union(problem.evaluation)))
@@ -778,7 +782,11 @@ def heavy(targets: Tensor) -> float:
 )
 def test_reduction(spy: Spy, reduction: Any, loss_func: Any, weight: Callable[[Tensor], float] | None) -> None:
     problem, start = plain(), plain_network()
-    lists = {"loss_datalist": problem.evaluation, "grad_datalist": problem.gradient, "mvp_datalist": problem.curvature}
+    lists: dict[str, Any] = {
+        "loss_datalist": problem.evaluation,
+        "grad_datalist": problem.gradient,
+        "mvp_datalist": problem.curvature,
+    }
     problem.opt.acc_step(problem.model, loss_func, reduction=reduction, **lists)
 
     def weights(batches: list[Batch]) -> list[float]:
@@ -869,7 +877,7 @@ def per_sample(model: nn.Module, data: Batch, loss_func: Any = mse_loss) -> Tens
 def test_get_preconditioner(loss_func: Any, reduction: str, exponent: float | None) -> None:
     problem = plain(damping=0.25, weight_decay=0.125)
     data = batch(11, seed=21)
-    options = {} if exponent is None else {"exponent": exponent}
+    options: dict[str, Any] = {} if exponent is None else {"exponent": exponent}
     M = problem.opt.get_preconditioner(problem.model, loss_func, *data, reduction, **options)
     squared = per_sample(problem.model, data, loss_func).square()
     diagonal = squared.mean(dim=0) if reduction == "mean" else squared.sum(dim=0)
@@ -976,7 +984,7 @@ def test_test_reduction_raises_where_they_do_not(curvature_opt: str) -> None:
         assert named in str(raised.value)
         after = problem.snapshot()
         assert torch.equal(before["random numbers"], after["random numbers"])
-    assert int(mixing[1].num_batches_tracked) == 0
+    assert int(mixing[1].get_buffer("num_batches_tracked")) == 0
 
 
 def test_warnings_are_errors_in_these_tests() -> None:

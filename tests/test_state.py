@@ -66,15 +66,17 @@ def by_saving_the_objects(problem: Problem, folder: Path) -> Problem:
 def by_distributed_checkpoint(problem: Problem, folder: Path) -> Problem:
     with warnings.catch_warnings():  # about itself, and that there is one process only
         warnings.simplefilter("ignore")
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
         model_state, opt_state = get_state_dict(problem.model, problem.opt)
-        dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=folder / "distributed", no_dist=True)
+        state_dict_saver.save(
+            {"model": model_state, "opt": opt_state}, checkpoint_id=folder / "distributed", no_dist=True
+        )
         restored = fresh()
         model_state, opt_state = get_state_dict(restored.model, restored.opt)
-        state = {"model": model_state, "opt": opt_state}
-        dcp.load(state, checkpoint_id=folder / "distributed", no_dist=True)
+        state: dict[str, Any] = {"model": model_state, "opt": opt_state}
+        state_dict_loader.load(state, checkpoint_id=folder / "distributed", no_dist=True)
         set_state_dict(restored.model, restored.opt, model_state_dict=state["model"], optim_state_dict=state["opt"])
     return restored
 
@@ -83,7 +85,7 @@ def by_flat_distributed_checkpoint(problem: Problem, folder: Path) -> Problem:
     """As trainers do it that save optimizer states by the names of the parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             get_optimizer_state_dict,
@@ -94,9 +96,9 @@ def by_flat_distributed_checkpoint(problem: Problem, folder: Path) -> Problem:
         restored = fresh()
         restored.model.load_state_dict(problem.model.state_dict())
         state = {"opt": get_optimizer_state_dict(problem.model, problem.opt, options=options)}
-        dcp.save(state, checkpoint_id=folder / "flat", no_dist=True)
+        state_dict_saver.save(state, checkpoint_id=folder / "flat", no_dist=True)
         state = {"opt": get_optimizer_state_dict(restored.model, restored.opt, options=options)}
-        dcp.load(state, checkpoint_id=folder / "flat", no_dist=True)
+        state_dict_loader.load(state, checkpoint_id=folder / "flat", no_dist=True)
         set_optimizer_state_dict(restored.model, restored.opt, state["opt"], options=options)
     return restored
 
@@ -133,7 +135,7 @@ def test_ten_steps_are_five_and_a_restart_and_five(restore: Restore, way: str, t
     assert any(record.outcome is Outcome.ACCEPTED for record in records)
     assert any(record.warm_started for record in records)
     without_gradients = [{**values(p.model, p.opt), "gradients": None} for p in (through, second)]
-    assert differences(*without_gradients) == []
+    assert differences(without_gradients[0], without_gradients[1]) == []
 
 
 def test_a_copy_and_its_original_go_separate_ways() -> None:
@@ -146,10 +148,11 @@ def test_a_copy_and_its_original_go_separate_ways() -> None:
     assert differences(before, problem.snapshot()) == []
     problem.step()
     # Copies of parameters are without gradients.
-    assert differences(*({**values(p.model, p.opt), "gradients": None} for p in (problem, twin))) == []
+    one, other = ({**values(p.model, p.opt), "gradients": None} for p in (problem, twin))
+    assert differences(one, other) == []
 
 
-CONFIGURATION = {
+CONFIGURATION: dict[str, Any] = {
     "curvature_opt": "hessian",
     "cg_max_iter": 7,
     "cg_decay_x0": 0.5,
@@ -415,11 +418,11 @@ def test_add_param_group_between_steps() -> None:
     frozen = problem.model[0].weight.detach().clone()
     for _ in range(2):
         problem.step()
-    assert torch.equal(frozen, problem.model[0].weight)
+    assert torch.equal(frozen, problem.model[0].get_parameter("weight"))
     problem.opt.add_param_group({"params": problem.model[0].parameters()})
     problem.step()
     assert problem.opt.last_step.outcome is Outcome.ACCEPTED
-    assert not torch.equal(frozen, problem.model[0].weight)
+    assert not torch.equal(frozen, problem.model[0].get_parameter("weight"))
 
 
 # ---------------------------------------------------------------------- weights with a shape of their own
@@ -479,7 +482,7 @@ def test_channels_last_weights_are_saved_and_restored() -> None:
     def convolutions(seed: int) -> tuple[nn.Module, HessianFree]:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 2, 3), nn.Flatten()).double()
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model, HessianFree(model.parameters())
 
     inputs = torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -516,7 +519,8 @@ def test_memory_does_not_grow_over_200_steps(way: str) -> None:
     opt = HessianFree(model.parameters(), cg_max_iter=2, use_cg_backtracking=False)
     data = batch(1500, seed=1)
     activations = 1500 * 32 * 8
-    lists = [tuple(t[:750] for t in data), tuple(t[750:] for t in data)]
+    x, y = data
+    lists = [(x[:750], y[:750]), (x[750:], y[750:])]
     forward = closure(model, data)
 
     def take_steps(number: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_running_statistics_move_once_per_step(way: str, options: dict[str, Any]
         getattr(problem, way)()
         assert problem.opt.last_step.counts.losses >= 2
         assert differences(norm(once), norm(problem.model)) == []
-        assert int(problem.model[1].num_batches_tracked) == number
+        assert int(problem.model[1].get_buffer("num_batches_tracked")) == number
 
 
 def test_running_statistics_of_an_evaluation_network_stay() -> None:
@@ -67,7 +68,7 @@ def test_running_statistics_of_an_evaluation_network_stay() -> None:
     before = norm(other[1])
     problem.step(evaluate=closure(other, problem.evaluation[0]))
     assert differences(before, norm(other[1])) == []
-    assert int(problem.model[1].num_batches_tracked) == 1
+    assert int(problem.model[1].get_buffer("num_batches_tracked")) == 1
 
 
 def test_running_statistics_stay_in_eval_mode() -> None:
@@ -98,6 +99,8 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2).double()
+        self.calls: Tensor
+        self.largest: Tensor | None
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("largest", None)
 
@@ -203,7 +206,6 @@ def test_dropout_micro_batches_have_masks_of_their_own() -> None:
 def test_dropout_every_evaluation_of_a_step_sees_the_same_mask() -> None:
     """Seen in `evaluate`, whose data are as many as those of the model batch."""
     problem = Problem(plain_network())
-    seen: list[Tensor] = []
 
     def noisy(data: Batch, keep: list[Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
         def forward() -> tuple[Tensor, Tensor]:
@@ -216,7 +218,8 @@ def test_dropout_every_evaluation_of_a_step_sees_the_same_mask() -> None:
 
     steps = []
     for _ in range(3):
-        seen, first = [], []
+        seen: list[Tensor] = []
+        first: list[Tensor] = []
         rng = torch.get_rng_state()
         problem.opt.step(noisy(batch(16, seed=1), first), evaluate=noisy(batch(16, seed=2), seen))
         after = torch.get_rng_state()
@@ -306,11 +309,8 @@ def test_checkpointing_changes_nothing(spy: Spy, curvature_opt: str) -> None:
     finals = []
     for checkpointed in (False, True):
         problem = Problem(plain_network(), curvature_opt=curvature_opt)
-        run = problem.model
-        if checkpointed:
-
-            def run(x: Tensor, model: nn.Sequential = problem.model) -> Tensor:
-                return hidden_by_checkpoint(model, x, use_reentrant=False)
+        hidden = partial(hidden_by_checkpoint, problem.model, use_reentrant=False)
+        run = hidden if checkpointed else problem.model
 
         for _ in range(2):
             problem.step(forward=closure(run, problem.gradient[0]), evaluate=closure(run, problem.evaluation[0]))
@@ -356,7 +356,7 @@ def test_a_loss_that_differentiates_inside(spy: Spy, curvature_opt: str) -> None
         losses.append(opt.step(residual(points), evaluate=residual(points[:-1] + 0.1)))
         assert opt.last_step.outcome is Outcome.ACCEPTED
     assert losses == sorted(losses, reverse=True)
-    assert torch.equal(bias, model[2].bias)
+    assert torch.equal(bias, model[2].get_parameter("bias"))
     for A, again in zip(spy.A, spy.A_again, strict=True):
         assert torch.equal(A, again)
         torch.testing.assert_close(A, A.T, rtol=1e-9, atol=1e-11)
@@ -546,4 +546,4 @@ def test_dropout_and_batch_norm_with_everything_else_on(spy: Spy) -> None:
     scale = torch.linspace(0.5, 1.0, n, dtype=torch.float64)
     problem.acc_step(M_func=lambda v: scale * v, micro_batches_in_memory=2)
     assert torch.equal(spy.A[0], spy.A_again[0])
-    assert int(problem.model[1].num_batches_tracked) == 1
+    assert int(problem.model[1].get_buffer("num_batches_tracked")) == 1

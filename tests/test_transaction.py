@@ -216,7 +216,8 @@ class InterruptAtLine:
     FILES = frozenset(module.__file__ for module in MODULES)
 
     def __init__(self, line: tuple[str, int] | None = None, occurrence: int = 0) -> None:
-        self.line, self.occurrence, self.counts = line, occurrence, Counter()
+        self.line, self.occurrence = line, occurrence
+        self.counts: Counter[tuple[str, int]] = Counter()
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
         if frame.f_code.co_filename not in self.FILES:
@@ -384,7 +385,8 @@ def outside(problem: Problem) -> Callable[[], tuple[Tensor, Tensor]]:
 
     def evaluate() -> tuple[Tensor, Tensor]:
         loss, outputs = problem.evaluate()
-        moved = sum(((p - q) ** 2).sum() for p, q in zip(problem.model.parameters(), here, strict=True))
+        pairs = zip(problem.model.parameters(), here, strict=True)
+        moved = torch.stack([((p - q) ** 2).sum() for p, q in pairs]).sum()
         return torch.where(moved > 0.0, math.inf, loss), outputs
 
     return evaluate
@@ -421,7 +423,8 @@ def test_a_loss_that_is_not_finite_at_all_trial_points_leaves_the_parameters() -
 def test_products_that_are_not_finite_later_on_cost_no_more_than_the_later_iterates() -> None:
     for k in range(1, 6):
         problem = prepared("step", martens_conv_crit=False, cg_decay_x0=0.0)
-        before, calls = problem.snapshot(), Counter()
+        before = problem.snapshot()
+        calls: Counter[str] = Counter()
         scale = torch.linspace(0.5, 2.0, some_vector(problem, 1.0).numel(), dtype=torch.float64)
 
         def product(v: Tensor, k: int = k, calls: Counter = calls, scale: Tensor = scale) -> Tensor:
@@ -456,8 +459,7 @@ def test_a_zero_gradient(way: str) -> None:
     if way == "step":
         returned = problem.step(forward=closure(problem.model, problem.gradient[0], flat_loss), evaluate=None)
     else:
-        lists = {"loss_datalist": problem.gradient}
-        returned = problem.opt.acc_step(problem.model, flat_loss, **lists)
+        returned = problem.opt.acc_step(problem.model, flat_loss, problem.gradient)
     after, record = problem.snapshot(), problem.opt.last_step
     for part in ("parameters", "gradients", "optimizer", "places"):
         assert differences(before[part], after[part]) == []
@@ -577,7 +579,7 @@ def test_parameters_keep_their_storage_and_gradients(way: str) -> None:
 def test_channels_last_weights_keep_their_strides() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 2, 3), nn.Flatten()]
-    model = nn.Sequential(*layers).double().to(memory_format=torch.channels_last)
+    model = nn.Sequential(*layers).double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(6, 2, 6, 6, generator=generator, dtype=torch.float64)

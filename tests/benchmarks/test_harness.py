@@ -76,7 +76,7 @@ def test_every_part_and_the_page():
     assert parts["steps"]["differences"]["all_in_memory"] < 1e-3
     assert parts["steps"]["differences"]["one_in_memory"] < 1e-3
 
-    machine = dict.fromkeys(["processor", "threads", "python", "torch", "backpack-for-pytorch"], "x")
+    machine: dict[str, object] = dict.fromkeys(["processor", "threads", "python", "torch", "backpack-for-pytorch"], "x")
     machine |= {"device": "CPU", "cores": 2, "curvlinops-for-pytorch": "x"}
     networks = {"tiny": parts, "other": {"products": {"error": "ValueError: why"}}}
     page = section({"machine": machine, "rounds": 2, "date": "2000-01-01T00:00", "networks": networks})

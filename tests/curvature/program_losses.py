@@ -155,7 +155,7 @@ class Loss:
         terms = [term(z, self._world) for term, z in zip(self._terms, outputs, strict=True)]
         if self._factors == [1.0] and self._second is None:
             return terms[0]  # the very call of a loss function, for which there may be a closed form
-        loss = sum(factor * term for factor, term in zip(self._factors, terms, strict=True))
+        loss: Tensor = sum(factor * term for factor, term in zip(self._factors, terms, strict=True))  # type: ignore[assignment]
         if self._second is not None:
             loss = loss + 0.5 * self._second(outputs[0], self._world)
         if self._coupled:

@@ -150,10 +150,11 @@ class GridSample(nn.Module):
     def __init__(self):
         super().__init__()
         self.theta, self.out = nn.Linear(6, 6), nn.Linear(2 * 36, C)
+        self.image: torch.Tensor
         self.register_buffer("image", torch.randn(N, 2, 6, 6))
 
     def forward(self, x):
-        grid = F.affine_grid(self.theta(x).view(-1, 2, 3), (N, 2, 6, 6), align_corners=False)
+        grid = F.affine_grid(self.theta(x).view(-1, 2, 3), [N, 2, 6, 6], align_corners=False)
         return self.out(F.grid_sample(self.image, grid, align_corners=False).flatten(1))
 
 
@@ -249,6 +250,7 @@ class Modulated(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.shift, self.out = nn.Linear(6, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, C)
+        self.scale: torch.Tensor
         self.register_buffer("scale", torch.rand(6) + 0.5)
 
     def forward(self, x):
@@ -272,9 +274,8 @@ def convolutional(*between):
 
 
 def channels_last():
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, C)).to(
-        memory_format=torch.channels_last
-    )
+    layers = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, C)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def non_contiguous():

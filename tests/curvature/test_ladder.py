@@ -47,6 +47,7 @@ def test_a_remembered_program_that_computes_something_else_is_traced_anew(traces
     model, v = network(), torch.randn(67, dtype=torch.float64)
     right = ggn(closure(model), model.parameters()) @ v
     (key, choice), *_ = GGN.ladder().choices.items()
+    assert isinstance(choice.engine_at, partial)
     (program,) = choice.engine_at.args
     function = getattr(program, part)
     wrong = program._replace(**{part: lambda *args: [1.01 * r for r in function(*args)]})

@@ -113,7 +113,7 @@ def test_binary_cross_entropy_with_logits(reduction, weighted, positive):
     "loss",
     [
         lambda z: F.cross_entropy(z, torch.tensor([0, 1, 2]), reduction="none"),
-        lambda z: F.huber_loss(z, torch.zeros_like(z), weight=torch.ones_like(z)),
+        lambda z: F.huber_loss(z, torch.zeros_like(z), weight=torch.ones_like(z)),  # type: ignore[call-arg]
         lambda z: F.huber_loss(z, torch.zeros(1, 4, dtype=z.dtype)),
         lambda z: F.poisson_nll_loss(z, torch.zeros(1, 4, dtype=z.dtype)),
         lambda z: F.mse_loss(z, torch.zeros(1, 4, dtype=z.dtype).expand(3, 4)[:, :1].expand(3, 4)[:1]),

@@ -89,9 +89,9 @@ def test_it_looks_at_the_numbers_of_a_waiting_device_more_rarely() -> None:
     ("make", "error", "words"),
     [
         (lambda: CG(max_iter=0), ValueError, "max_iter of CG"),
-        (lambda: CG(max_iter=2.5), TypeError, "cg_max_iter"),
+        (lambda: CG(max_iter=2.5), TypeError, "cg_max_iter"),  # type: ignore[arg-type]
         (lambda: CG(decay_x0=1.5), ValueError, "decay_x0 of CG"),
-        (lambda: CG(martens=1), TypeError, "martens of CG"),
+        (lambda: CG(martens=1), TypeError, "martens of CG"),  # type: ignore[arg-type]
         (lambda: CG(nonpositive="abs"), ValueError, "'stop', 'saddle-free', 'ignore'"),
     ],
 )

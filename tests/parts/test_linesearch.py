@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -94,7 +95,9 @@ def test_a_slope_lost_in_rounding_does_not_let_an_equal_loss_through():
 
 def test_goes_past_losses_that_are_not_finite():
     values = [math.nan, math.inf, 0.5, *[0.0] * 18]
-    assert armijo(Losses(values), 1.0, -0.1) == (pytest.approx(0.64), 0.5)
+    factor, loss = armijo(Losses(values), 1.0, -0.1)
+    assert factor == pytest.approx(0.64)
+    assert loss == 0.5
 
 
 def test_minus_infinity_is_no_decrease():
@@ -122,6 +125,6 @@ def test_every_setting_counts():
 
 
 @pytest.mark.parametrize("settings", [{"c": 0.0}, {"c": 1.0}, {"beta": 1.0}, {"beta": 0.0}, {"max_reductions": 0}])
-def test_bad_settings(settings: dict[str, float]):
+def test_bad_settings(settings: dict[str, Any]):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Armijo(**settings)

@@ -1,5 +1,8 @@
 """Each engine's J v, Jᵀu and H w against dense matrices."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -7,10 +10,12 @@ from tests.curvature.networks import network, point_at
 from torch.func import functional_call, hessian, jacrev
 
 from latephase.curvature.engines.double_backward import DoubleBackward
+from latephase.curvature.engines.engine import Factors
 from latephase.curvature.engines.linearize import Linearization, trace
 from latephase.curvature.options import DEFAULT_OPTIONS
+from latephase.curvature.point import Point
 
-ENGINES = {
+ENGINES: dict[str, Callable[[Point], Factors]] = {
     "linearize": lambda point: Linearization(trace(point, DEFAULT_OPTIONS), point),
     "double-backward": DoubleBackward,
 }
@@ -34,11 +39,11 @@ def test_the_factors_are_those_of_dense_matrices(name):
 
     engine = ENGINES[name](point_at(forward, model.parameters()))
     v, u = [torch.randn_like(p) for p in params.values()], torch.randn_like(z)
-    close = {"rtol": 1e-12, "atol": 1e-14}
-    torch.testing.assert_close(flat(engine.jvp(v)), J @ flat(v), **close)
-    torch.testing.assert_close(flat(engine.vjp([u])), J.T @ flat([u]), **close)
-    torch.testing.assert_close(flat(engine.hvp([u])), H @ flat([u]), **close)
-    torch.testing.assert_close(engine.slopes[0], torch.func.grad(lambda z: F.cross_entropy(z, y))(z), **close)
+    assert_close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
+    assert_close(flat(engine.jvp(v)), J @ flat(v))
+    assert_close(flat(engine.vjp([u])), J.T @ flat([u]))
+    assert_close(flat(engine.hvp([u])), H @ flat([u]))
+    assert_close(engine.slopes[0], torch.func.grad(lambda z: F.cross_entropy(z, y))(z))
 
 
 def test_released_residuals_are_computed_again():
@@ -48,7 +53,8 @@ def test_released_residuals_are_computed_again():
         outputs = model(x)
         return outputs.pow(4).sum(), outputs
 
-    engine = ENGINES["linearize"](point_at(forward, model.parameters()))
+    point = point_at(forward, model.parameters())
+    engine = Linearization(trace(point, DEFAULT_OPTIONS), point)
     v = [torch.randn_like(p) for p in model.parameters()]
     before = engine.jvp(v)
     engine.release()

@@ -5,6 +5,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0" * 39 + "1"
@@ -13,8 +14,7 @@ COMMIT = "0" * 39 + "1"
 @contextmanager
 def fake_hub(folder, repository):
     """Serve `folder` as the data set `repository`; yield the address and the growing list of files sent."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.folder, server.repository, server.sent = folder, repository, []
+    with Hub(folder, repository) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -24,8 +24,16 @@ def fake_hub(folder, repository):
             thread.join()
 
 
+class Hub(ThreadingHTTPServer):
+    def __init__(self, folder: Path, repository: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.repository = folder, repository
+        self.sent: list[str] = []
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: Hub
 
     def do_GET(self):
         status, body, headers = self.answer(unquote(urlsplit(self.path).path))

@@ -16,6 +16,7 @@ from tests.study.data.fake_hub import fake_hub
 from tests.study.data.hub_files import SOURCES, hub_table, png, random_images, write_copy
 
 from latephase.study.data import DataError, cifar10, cifar100, fashion_mnist, hub, image_sets, svhn
+from latephase.study.data.augmentation import ImageAugmentation
 from latephase.study.data.image_sets import CIFAR10, SVHN
 
 LOADERS = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn, "fashion_mnist": fashion_mnist}
@@ -91,6 +92,7 @@ def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
 def test_training_images_in_colour_are_augmented(name, mirrored, tmp_path):
     write_copy(SOURCES[name], tmp_path)
     data = LOADERS[name](tmp_path)
+    assert isinstance(data.augment, ImageAugmentation)
     assert data.augment.flip is mirrored
     changed = data.augment(data.train.inputs, torch.Generator().manual_seed(0))
     assert changed.shape == data.train.inputs.shape

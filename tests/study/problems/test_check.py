@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,12 @@ def test_settings_are_checked_where_they_are_made(name, value, message):
         replace(TOY, **{name: value})
 
 
+def split_of_lists():
+    inputs: Any = [1.0]
+    targets: Any = [2]
+    return Split(inputs, targets)
+
+
 def split(n, targets=None):
     examples = load_data().train
     return Split(examples.inputs[:n], examples.targets[: n if targets is None else targets])
@@ -53,7 +60,7 @@ def split(n, targets=None):
         (Data(split(9), split(0)), "test of the data of 'toy' must have at least one example, not 0"),
         (Data(split(0), split(9)), "train of the data of 'toy' must have at least one example, not 0"),
         (Data(split(9), split(9, 8)), "test of the data of 'toy' must have as many inputs as targets, not 9 and 8"),
-        (Data(Split([1.0], [2]), split(9)), "inputs must be a tensor whose first dimension counts .*, not list"),
+        (Data(split_of_lists(), split(9)), "inputs must be a tensor whose first dimension counts .*, not list"),
         (Data(split(9), Split(torch.ones(1), torch.tensor(1))), r"targets must be .*, not a tensor of shape \(\)"),
         (Data(split(7), split(9)), "batch_size of 'toy' must be from 1 to 7, the number of training examples, not 8"),
     ],

@@ -77,7 +77,7 @@ def test_the_counts_of_parameters_agree():
 
 
 def test_allcnnc_has_dropout_and_a_relu_after_every_convolution():
-    layers = list(cifar100_allcnnc.build_model())
+    layers = list(cifar100_allcnnc.build_model().children())
     assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.2, 0.5, 0.5]
     after = [layers[i + 1] for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
     assert len(after) == 9
@@ -106,7 +106,7 @@ def test_2c2d():
     assert sum(p.numel() for p in model.parameters()) == 3_274_634
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
     shrunk = 0.8796  # the standard deviation left by the cut
-    for layer in model:
+    for layer in model.children():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert layer.weight.abs().max() <= 0.1
             assert layer.weight.std().item() == pytest.approx(0.05 * shrunk, rel=5 / math.sqrt(layer.weight.numel()))

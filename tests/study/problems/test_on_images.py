@@ -29,7 +29,7 @@ def test_both_optimizers_take_steps(name, tmp_path, monkeypatch):
     start = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(problem.parameter_groups(model), lr=problem.lr)
+    optimizer = torch.optim.SGD([dict(group) for group in problem.parameter_groups(model)], lr=problem.lr)
     stream = batches.endless(data, 8, generator)
     for _ in range(3):
         batch = next(stream)
@@ -39,7 +39,7 @@ def test_both_optimizers_take_steps(name, tmp_path, monkeypatch):
     trained = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     assert not torch.equal(trained, start)
 
-    second_order = HessianFree(problem.parameter_groups(model), cg_max_iter=2)
+    second_order = HessianFree([dict(group) for group in problem.parameter_groups(model)], cg_max_iter=2)
     shares = next(batches.hessian_free(data, curvature=8, gradient=8, evaluation=0, same=True, generator=generator))
     second_order.acc_step(model, problem.loss, [(shares.evaluation.inputs, shares.evaluation.targets)])
     assert second_order.last_step.loss_after < second_order.last_step.loss_before

@@ -100,7 +100,7 @@ def test_gradient_descent_descends():
 def test_hessian_free_steps_solve_it():
     """Evaluation, too, without gradients."""
     model = PROBLEM.build_model()
-    optimizer = HessianFree(PROBLEM.parameter_groups(model))
+    optimizer = HessianFree([dict(group) for group in PROBLEM.parameter_groups(model)])
     batch = (DATA.train.inputs, DATA.train.targets)
     before = evaluate(PROBLEM, model, DATA)
     for _ in range(8):

@@ -15,7 +15,7 @@ def test_networks(name, shape, parameters):
     model = find_problem(name).build_model()
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model(torch.randn(3, *shape)).shape == (3, 10)
-    for layer in model:
+    for layer in model.children():
         if isinstance(layer, nn.Conv2d):
             area = math.prod(layer.kernel_size)
             std = math.sqrt(2 / (area * (layer.in_channels + layer.out_channels)))

@@ -32,7 +32,7 @@ def test_everything_in_a_record_is_part_of_its_identity(record):
 
 def test_records_are_frozen():
     with pytest.raises(FrozenInstanceError):
-        TRAINING.seed = 3
+        TRAINING.seed = 3  # type: ignore[misc]
 
 
 def test_the_code_is_in_the_identity(monkeypatch):

@@ -13,7 +13,7 @@ from latephase.study.runs.evaluation import Quality
 from latephase.study.runs.runner import resume
 from latephase.study.strategies.first_order import SGD_CONSTANT
 from latephase.study.strategies.hf import hf_equal
-from latephase.study.strategies.strategy import Step, Strategy, Trainer
+from latephase.study.strategies.strategy import Family, Step, Strategy, Trainer
 from latephase.study.strategies.swa import SWA
 from latephase.study.strategies.trainer import copied_state
 
@@ -144,6 +144,11 @@ class OneSecondSteps:
     strategy: Strategy
     time: Time
     trainer: Trainer | None = None
+    name = "one second a step"
+    family = Family.FIRST_ORDER
+
+    def settings(self):
+        return {}
 
     def start(self, problem, model, data, generator):
         self.trainer = self.strategy.start(problem, model, data, generator)

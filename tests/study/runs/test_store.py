@@ -153,7 +153,7 @@ def test_an_interrupt_is_no_failure(tmp_path, monkeypatch):
 
 def test_a_training_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     undisturbed, _ = made(tmp_path / "a")
-    disk = []
+    disk: list[object] = []
     save = Store.save_checkpoint
 
     def save_two(self, *args):

@@ -12,7 +12,7 @@ from latephase.study.runs.training import Checkpoint, checkpoint_epochs, train
 
 
 def trained(seed=0, epochs=3, problem=TOY, since=None):
-    kept = {}
+    kept: dict[int, Checkpoint] = {}
     curve = train(problem, load_data(), epochs=epochs, seed=seed, progress=silent, keep=kept.__setitem__, since=since)
     return curve, kept
 
@@ -145,7 +145,7 @@ def test_a_training_that_is_resumed_ends_where_an_undisturbed_one_does(tmp_path)
     problem = dataclasses.replace(TOY, build_model=noisy_model)
 
     def ended(since=None):
-        kept = {}
+        kept: dict[int, Checkpoint] = {}
         curve = train(problem, noisy_data(), epochs=6, seed=3, progress=silent, keep=kept.__setitem__, since=since)
         return curve, kept
 

@@ -36,8 +36,8 @@ class Browser:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         options += ["--remote-debugging-pipe", f"--user-data-dir={self._folder.name}", "about:blank"]
         command = [sys.executable, "-c", _START, *map(str, ends), CHROMIUM, *options]
-        silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, pass_fds=ends, **silence)
+        nowhere = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, pass_fds=ends, stdout=nowhere, stderr=nowhere)
         for end in ends:
             os.close(end)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]

@@ -34,7 +34,10 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.texts, self.addresses, self.tags = [], [], [], []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
         self.feed(text)
         assert not self.open
 

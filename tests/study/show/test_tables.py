@@ -14,9 +14,9 @@ from latephase.study.show.tables import problems_table, summary_tables, table1
 
 
 def text_of(table, width=100):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return console.file.getvalue()
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return file.getvalue()
 
 
 def row(text, name):

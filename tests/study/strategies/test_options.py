@@ -54,9 +54,10 @@ def test_all_that_the_optimizer_takes_is_an_option_and_part_of_the_identity():
 
 def test_batch_sizes_are_options():
     strategy = find_strategy("hf_m12(gradient=30, evaluation=7)", TOY, 60)
+    assert isinstance(strategy, HF)
     assert (strategy.curvature, strategy.gradient, strategy.evaluation) == (12, 30, 7)
-    assert find_strategy("hf_m50(evaluation=10)", TOY, 60).curvature == 50
-    assert find_strategy("lbfgs(batch=30)", TOY, 60).batch == 30
+    assert find_strategy("hf_m50(evaluation=10)", TOY, 60).settings()["curvature"] == 50
+    assert find_strategy("lbfgs(batch=30)", TOY, 60).settings()["batch"] == 30
 
 
 @pytest.mark.parametrize(

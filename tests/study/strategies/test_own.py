@@ -12,6 +12,7 @@ from latephase.study.runs.plan import plan_run, plan_runs, plan_training
 from latephase.study.runs.store import Store
 from latephase.study.show.styles import styles
 from latephase.study.strategies.catalogue import find_strategy, parse_strategies
+from latephase.study.strategies.own import reference_of
 
 MINE = """
 from latephase.study.strategies.first_order import FirstOrder
@@ -66,7 +67,7 @@ def test_from_a_file_with_options_or_without(file):
     plain, variant, swa = parse_strategies(f"{file}:strategy, {file}:strategy(damping=0.25),swa", TOY, 60)
     assert (plain.name, variant.name, swa.name) == ("mine", "mine(damping=0.25)", "swa")
     assert (plain.settings()["damping"], variant.settings()["damping"]) == (0.5, 0.25)
-    assert find_strategy(variant.reference, TOY, 60).settings() == variant.settings()
+    assert find_strategy(reference_of(variant), TOY, 60).settings() == variant.settings()
     assert variant.family == find_strategy("hf_m12", TOY, 60).family
     assert len(set(styles(["mine", "mine(damping=0.25)", "hf_m256"]).values())) == 3
     torch.manual_seed(0)

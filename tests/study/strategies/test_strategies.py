@@ -220,7 +220,7 @@ def test_lbfgs_is_the_optimizer_on_one_batch(monkeypatch):
 def test_every_strategy_trains_a_network_whose_weights_are_channels_last(strategy):
     def build():
         layers = nn.Conv2d(1, 4, 2, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Flatten()
-        return nn.Sequential(*layers).double().to(memory_format=torch.channels_last)
+        return nn.Sequential(*layers).double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     torch.manual_seed(0)
     model, data = build(), load_data()
@@ -238,7 +238,7 @@ def test_hf_is_the_optimizer_on_the_batches_drawn(strategy, gradient, chunk, mon
     model, twin = twins()
     data = load_data()
     trainer = strategy.start(TOY, model, data, generator())
-    optimizer = HessianFree(TOY.parameter_groups(twin))
+    optimizer = HessianFree([dict(group) for group in TOY.parameter_groups(twin)])
     stream = batches.hessian_free(data, curvature=16, gradient=gradient, evaluation=20, generator=generator())
     for _ in range(3):
         record = trainer.step(0.0).record
@@ -286,7 +286,7 @@ def test_all_strategies_are_the_papers_that_fit_and_the_baselines():
     small = default_strategies(TOY, 1297)
     assert [s.name for s in small] == [*baselines, "hf_m256", "hf_same_batch", "hf_large"]
     assert small[6] == HF("hf_m256", 256, 256, 324)
-    assert small[7].gradient == 1297
+    assert small[7].settings()["gradient"] == 1297
 
 
 def test_strategies_are_read_from_a_list():
@@ -296,6 +296,7 @@ def test_strategies_are_read_from_a_list():
     assert hf == HF("hf_m12", 12, 12, 15)
     assert isinstance(adam, FirstOrder)
     assert (adam.optimizer, adam.lr, adam.options) == (torch.optim.Adam, 1e-4, {"betas": (0.8, 0.9)})
+    assert isinstance(momentum, FirstOrder)
     assert momentum.schedule is SGD_PLATEAU.schedule
     assert momentum.options == {"momentum": 0.9}
     # A name is one that reads back as the same strategy.
@@ -306,7 +307,7 @@ def test_optimizers_of_the_other_package_have_names_too():
     pytest.importorskip("pytorch_optimizer")
     model, twin = twins()
     strategy = find_strategy("lion(lr=0.001)", TOY, 60)
-    assert strategy.settings()["optimizer"].startswith("pytorch_optimizer.")
+    assert str(strategy.settings()["optimizer"]).startswith("pytorch_optimizer.")
     strategy.start(TOY, model, load_data(), generator()).step(0.0)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close((p - q).abs(), torch.full_like(p, 0.001))  # a step of Lion is a sign
