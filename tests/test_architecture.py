@@ -205,3 +205,25 @@ def test_public_names() -> None:
     assert sorted(latephase.__all__) == latephase.__all__
     assert all(hasattr(latephase, name) for name in latephase.__all__)
     assert {"HessianFree", "StepRecord"} <= set(latephase.__all__)
+
+
+TESTS = Path(__file__).parent
+
+# What holds for several modules at once has a name that says what it is about.
+SPANNING = {
+    "test_against_reference", "test_architecture", "test_bad_input", "test_closures", "test_documentation",
+    "test_invariance", "test_least_squares", "test_options", "test_readme", "test_state", "test_training_mode",
+    "curvature/test_closures", "curvature/test_kinds", "curvature/test_products", "curvature/test_random_programs",
+    "curvature/engines/test_factors", "study/problems/test_networks", "study/problems/test_on_images",
+    "study/problems/test_problems", "study/runs/test_interruption", "study/strategies/test_contract",
+    "study/strategies/test_strategies",
+}  # fmt: skip
+
+
+def test_tests_mirror_the_source() -> None:
+    """The tests of `a/b.py` are in `a/test_b.py`, or in a file that spans modules and is listed as such."""
+    files = [path.relative_to(TESTS).with_suffix("") for path in TESTS.rglob("test_*.py")]
+    own = [path for path in files if path.parts[0] != "benchmarks" and path.as_posix() not in SPANNING]
+    missing = [path for path in own if not (ROOT / path.with_name(path.name.removeprefix("test_") + ".py")).exists()]
+    assert missing == []
+    assert {path.as_posix() for path in files} >= SPANNING

@@ -21,7 +21,7 @@ def test_a_part_that_is_given_is_taken() -> None:
 
 def test_a_class_is_no_part() -> None:
     with pytest.raises(TypeError, match=r"such as Armijo\(\), not the class"):
-        chosen("line_search", Armijo, True, Armijo(), FullStep())  # type: ignore[arg-type]
+        chosen("line_search", Armijo, True, Armijo(), FullStep())
 
 
 @pytest.mark.parametrize("name", SOLVERS)
