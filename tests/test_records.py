@@ -1,0 +1,41 @@
+"""What a step's record says to people."""
+
+from dataclasses import replace
+
+import pytest
+
+from latephase import CGStop, Counts, Outcome, StepRecord
+
+RECORD = StepRecord(
+    Outcome.ACCEPTED,
+    loss_model=2.0,
+    loss_before=3.0,
+    loss_after=1.5,
+    damping=1.0,
+    next_damping=0.5,
+    reduction_ratio=0.9,
+    cg_iterations=4,
+    cg_stop=CGStop.SOLVED,
+    cg_iterate=3,
+    counts=Counts(losses=5, gradients=1, products=4),
+)
+
+
+def test_a_record_in_words() -> None:
+    text = str(RECORD)
+    for part in ("loss 3 -> 1.5 (model batch 2): the step was taken", "damping 1 -> 0.5 (reduction ratio 0.9)"):
+        assert part in text
+    assert "4 iterations, iterate 3 chosen; the linear system is solved to rounding" in text
+    assert "1 gradients, 4 curvature products, 5 losses" in text
+
+
+def test_what_there_was_not_is_left_out() -> None:
+    text = str(replace(RECORD, loss_model=None, reduction_ratio=None, cg_stop=None))
+    assert "model batch" not in text
+    assert "reduction ratio -" in text
+    assert "did not run" in text
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_undone_is_what_says_that_nothing_was_changed(outcome: Outcome) -> None:
+    assert outcome.undone == (outcome.value.endswith(("nothing was changed", "nothing to do")))
