@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from latephase.curvature.factor import Roots
+from latephase.curvature.ggn import GGN
+from latephase.curvature.jacobian import NotBySampleError
 from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Forward, Point
@@ -54,6 +58,7 @@ class Accumulated:
         kept = terms[: None if len(terms) <= in_memory else in_memory - 1]
         self._kept = {term.forward for term in kept}
         self._operators: dict[Forward, CurvatureOperator] = {}
+        self._roots: list[Roots] = []
         self.linearisations = 0
 
     def keeps(self, forward: Forward) -> bool:
@@ -90,6 +95,48 @@ class Accumulated:
                 self._release(term.forward)
         assert total is not None
         return total
+
+    def factor(self, accept: Callable[[int], bool]) -> tuple[Tensor, Tensor, int] | str:
+        """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
+
+        Args:
+            accept: Says whether M rows are not too many.
+
+        Returns:
+            R, ρ, and how many backward passes the rows took; or the reason.
+        """
+        if len(self._kept) < len({term.forward for term in self._terms}):
+            return "not all micro-batches of the curvature are in memory at once (micro_batches_in_memory)"
+        operators = self._ggns()
+        if len(operators) < len(self._terms):
+            return "the Hessian of the loss is no product of matrices"
+        try:
+            self._roots = [operator.roots() for operator in operators]
+            rows = sum(root.rows for root in self._roots)
+            if not accept(rows):
+                return f"{rows} rows are more than the solver takes"
+            pieces = [operator.rows(root) for operator, root in zip(operators, self._roots, strict=True)]
+        except NotBySampleError as error:
+            return str(error)
+        weights = [term.weight**0.5 for term in self._terms]
+        R = torch.cat([weight * R for weight, (R, _) in zip(weights, pieces, strict=True)])
+        rho = torch.cat([weight * rho for weight, (_, rho) in zip(weights, pieces, strict=True)])
+        return R, rho, max(root.blocks.shape[1] for root in self._roots)
+
+    def outputs(self) -> list[list[Tensor]]:
+        """The outputs of every part at the point where the parameters are now."""
+        return [[z.detach() for z in term.evaluate().outputs] for term in self._terms]
+
+    def second(self, above: list[list[Tensor]], below: list[list[Tensor]], h: float) -> Tensor:
+        """Return √H ∂²z/∂p² from the outputs at θ ± hp, in the rows of the last factor: shape (M,)."""
+        return torch.cat([
+            term.weight**0.5 * operator.second(root, a, b, h)
+            for term, operator, root, a, b in zip(self._terms, self._ggns(), self._roots, above, below, strict=True)
+        ])  # fmt: skip
+
+    def _ggns(self) -> list[GGN]:
+        operators = (self._operators[term.forward] for term in self._terms)
+        return [operator for operator in operators if isinstance(operator, GGN)]
 
     def _linearise(self, term: Term) -> CurvatureOperator:
         self.linearisations += 1

@@ -8,13 +8,26 @@ import torch
 from torch import Tensor
 
 from latephase.curvature.double_backward import DoubleBackward
-from latephase.curvature.ladder import Builder, Choice, CurvatureError, Ladder, Remark, Rung, Verdict, math_kernels
+from latephase.curvature.factor import Roots, roots
+from latephase.curvature.jacobian import NotBySampleError, rows, sampled
+from latephase.curvature.ladder import (
+    Builder,
+    Choice,
+    CurvatureError,
+    Ladder,
+    Remark,
+    Rung,
+    Verdict,
+    math_kernels,
+    said,
+)
 from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, trace
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.point import Point
 from latephase.curvature.verify import (
     COTANGENT,
+    DIRECTION,
     check,
     check_loss_hessian,
     check_transposed,
@@ -60,7 +73,38 @@ class GGN(CurvatureOperator):
         Jv = self._engine.jvp(v)
         if not self._products.laps:
             self._hold_against_gradient(v, Jv)
-        return self._engine.vjp(self._engine.hvp(Jv) if self._closed_form is None else [self._closed_form(Jv[0])])
+        return self._engine.vjp(self._hvp(Jv))
+
+    def _hvp(self, w: list[Tensor]) -> list[Tensor]:
+        return self._engine.hvp(w) if self._closed_form is None else [self._closed_form(w[0])]
+
+    def roots(self) -> Roots:
+        """Return √H, block by block; see `factor.roots`."""
+        return roots(self._hvp, [z.detach() for z in self._point.outputs])
+
+    def rows(self, root: Roots) -> tuple[Tensor, Tensor]:
+        """Return R = √H J, shape (M, P), and ρ of shape (M,) with Rᵀρ = g.
+
+        Raises:
+            NotBySampleError: If that cannot be computed sample by sample.
+        """
+        point = self._point
+        try:
+            R = rows(sampled(point), point.leaves, root.cotangents())
+            probe = point.random_direction(DIRECTION)
+            expected = root.times(self._engine.jvp(probe))
+            check(point, "√H J v", [R @ torch.cat([v.reshape(-1) for v in probe]).to(R.dtype)], [expected])
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            if isinstance(error, (torch.OutOfMemoryError, NotBySampleError)):
+                raise
+            raise NotBySampleError(f"the outputs are no function of each sample alone ({said(error)})") from error
+        return R.to(self._parameters.dtype), root.solve(self._engine.slopes).to(self._parameters.dtype)
+
+    def second(self, root: Roots, above: list[Tensor], below: list[Tensor], h: float) -> Tensor:
+        """Return √H ∂²z/∂p² from the outputs at θ ± hp, shape (M,)."""
+        z = [z.detach() for z in self._point.outputs]
+        bend = [(a - 2.0 * m + b) / h**2 for a, m, b in zip(above, z, below, strict=True)]
+        return root.times(bend).to(self._parameters.dtype)
 
     def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
         """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""

@@ -161,7 +161,7 @@ def climb(ladder: Ladder, point: Point, options: Options) -> tuple[Any, Choice]:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            failures[f"{choice.rung}, as remembered"] = _said(error)
+            failures[f"{choice.rung}, as remembered"] = said(error)
         else:
             return engine, choice
     return _chosen(ladder, point, options, key, ladder.rungs, failures)
@@ -175,7 +175,7 @@ def step_down(ladder: Ladder, point: Point, options: Options, choice: Choice, er
     """
     names = [rung.name for rung in ladder.rungs]
     below = ladder.rungs[1 + next(i for i, name in enumerate(names) if choice.rung.startswith(name)) :]
-    failures = {**choice.refusals, choice.rung: f"in a product, {_said(error)}"}
+    failures = {**choice.refusals, choice.rung: f"in a product, {said(error)}"}
     return _chosen(ladder, point, options, _key(ladder, point, options), below, failures)
 
 
@@ -217,7 +217,7 @@ def _first_use(
         except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
             raise
         except Exception as error:
-            refusals[name] = _said(error)
+            refusals[name] = said(error)
         else:
             needs_graph = engine.needs_graph or Remark.PAST_OUTPUTS in remarks
             return engine, Choice(name, build, chosen, refusals, remarks, gain, needs_graph)
@@ -237,7 +237,7 @@ def _repeatability(point: Point) -> list[Remark]:
     return [] if same else [Remark.NOT_REPEATABLE]
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 

@@ -160,7 +160,7 @@ class Program(NamedTuple):
 
 def build(calls: Sequence[Call], ends: Sequence[Any], unseen: str | None) -> Program:
     """Take from all calls those that ``ends`` depend on, and number what they take from outside."""
-    kept = _needed(calls, ends)
+    kept = needed(calls, ends)
     made = {number for call in kept for number in call.results}
     inputs = _Inputs(made)
     mine = [
@@ -175,7 +175,7 @@ def build(calls: Sequence[Call], ends: Sequence[Any], unseen: str | None) -> Pro
     return Program(fingerprint, inputs.tensors, mine, last, unseen)
 
 
-def _needed(calls: Sequence[Call], ends: Sequence[Any]) -> list[Call]:
+def needed(calls: Sequence[Call], ends: Sequence[Any]) -> list[Call]:
     """The calls that loss and outputs depend on, by their results or by what they wrote.
 
     A tensor that does not depend on the parameters is an input, and how it was made does not matter, unless a call

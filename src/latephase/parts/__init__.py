@@ -7,11 +7,12 @@ from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
 from latephase.parts.cg import CG
 from latephase.parts.choose import SOLVERS, chosen, chosen_solver
 from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
+from latephase.parts.direct import Direct
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
 from latephase.parts.solver import DampedProblem, Path, Solver
 
 __all__ = [
-    "CG", "SOLVERS", "Armijo", "Backtracking", "ConstantDamping", "DampedProblem", "DampingRule", "FullStep",
+    "CG", "SOLVERS", "Armijo", "Backtracking", "ConstantDamping", "DampedProblem", "DampingRule", "Direct", "FullStep",
     "LastIterate", "LevenbergMarquardt", "LineSearch", "LineSearchResult", "Path", "Solver", "StepChoice", "chosen",
     "chosen_solver",
 ]  # fmt: skip

@@ -6,11 +6,12 @@ from typing import TypeVar, cast
 
 from latephase.checks import choice, function
 from latephase.parts.cg import CG
+from latephase.parts.direct import Direct
 from latephase.parts.solver import Solver
 
 Part = TypeVar("Part")
 
-SOLVERS: dict[str, type[Solver]] = {"cg": CG}
+SOLVERS: dict[str, type[Solver]] = {"cg": CG, "direct": Direct}
 """Solvers by name, each at its default settings."""
 
 
