@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latephase.curvature.point import Point
 from latephase.curvature.program import Program, mapped, needed, replay
@@ -86,20 +87,19 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -
     parameters = [p.detach() for p in leaves]
     cut = [(tensor, dim) for tensor, dim in zip(one.inputs, one.dims, strict=True) if dim is not None]
     if not cut:
-        raise NotBySampleError(
-            f"no tensor that the closure takes from outside has a dimension of {one.samples} samples"
-        )
+        raise NotBySampleError(f"no tensor from outside the closure has a dimension of {one.samples} samples")
 
-    def of_sample(cotangents: list[Tensor], slices: list[Tensor]) -> list[Tensor]:
+    def of_sample(cotangents: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
         left = iter(slices)
         inputs = [t if d is None else next(left).unsqueeze(d) for t, d in zip(one.inputs, one.dims, strict=True)]
-        _, pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)
+        pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
         return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
 
     bytes_each = cotangents[0].shape[1] * sum(p.numel() * p.element_size() for p in parameters)
     every_sample = torch.func.vmap(
         of_sample, in_dims=(0, [dim for _, dim in cut]), chunk_size=max(1, CHUNK_BYTES // max(bytes_each, 1))
     )
-    with torch.no_grad():
+    # Attention by elementary operations: its fused kernels cannot be mapped.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         pieces = every_sample(list(cotangents), [tensor for tensor, _ in cut])
     return torch.cat([piece.flatten(0, 1).flatten(1) for piece in pieces], dim=1)

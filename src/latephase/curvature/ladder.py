@@ -238,6 +238,7 @@ def _repeatability(point: Point) -> list[Remark]:
 
 
 def said(error: Exception) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
