@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from latephase.study.machine import processor
+from latephase.study.runs.machine import processor
 
 PACKAGES = ("torch", "latephase", "backpack-for-pytorch", "curvlinops-for-pytorch")
 

@@ -53,13 +53,14 @@ def take_accumulating_step(task: Task, optimizer: HessianFree, evaluation: Data,
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Take steps without what holds every point against its gradient, to see what that takes."""
-    ladder, first_product = GGN.LADDER, GGN._hold_against_gradient
-    GGN.LADDER = ladder._replace(check_again=lambda *_: None)
+    ladder = GGN.ladder()
+    check_again, first_product = ladder.check_again, GGN._hold_against_gradient
+    ladder.check_again = lambda *_: None
     GGN._hold_against_gradient = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        GGN.LADDER, GGN._hold_against_gradient = ladder, first_product  # type: ignore[method-assign]
+        ladder.check_again, GGN._hold_against_gradient = check_again, first_product  # type: ignore[method-assign]
 
 
 def take_unchecked_step(task: Task, optimizer: HessianFree, evaluation: Data) -> None:

@@ -36,7 +36,27 @@ LAYERS = [
     ["checks", "vectors"],
     ["records"],
 ]
-RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
+# Likewise inside the study.
+STUDY = [
+    ["__init__"],
+    ["command"],
+    ["show"],
+    ["analysis"],
+    ["runs"],
+    ["strategies"],
+    ["problems"],
+    ["data"],
+    ["own"],
+    ["numbers"],
+    ["threads"],
+]
+
+
+def ranks(layers: list[list[str]]) -> dict[str, int]:
+    return {name: rank for rank, layer in enumerate(reversed(layers)) for name in layer}
+
+
+RANK, STUDY_RANK = ranks(LAYERS), ranks(STUDY)
 
 
 def module_name(path: Path) -> str:
@@ -85,6 +105,28 @@ def test_arrows_run_one_way(module: str) -> None:
             assert RANK[layer(target)] < RANK[layer(module)], f"{module} imports {name}"
 
 
+STUDY_MODULES = [module for module in MODULES if layer(module) == "study"]
+
+
+def study_layer(module: str) -> str:
+    """The layer of a module of the study, by its name inside the package."""
+    return [*module.split("."), "__init__"][1]
+
+
+def test_every_module_of_the_study_has_its_place() -> None:
+    assert {study_layer(module) for module in STUDY_MODULES} == set(STUDY_RANK)
+    assert {"study.runs.store", "study.strategies.hf", "study.show.report"} <= set(STUDY_MODULES)
+
+
+@pytest.mark.parametrize("module", STUDY_MODULES)
+def test_arrows_run_one_way_inside_the_study(module: str) -> None:
+    """The command shows, what shows asks the analysis, that reads runs, which strategies make on problems and data."""
+    for name in imports(MODULES[module]):
+        target = inner(name)
+        if target in STUDY_MODULES and study_layer(target) != study_layer(module):
+            assert STUDY_RANK[study_layer(target)] < STUDY_RANK[study_layer(module)], f"{module} imports {name}"
+
+
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
     arrows = {m: {inner(name) for name in imports(path)} - {None, m} for m, path in MODULES.items()}
     done: set[str] = set()
@@ -116,6 +158,12 @@ def test_parts_see_vectors_callables_and_numbers(module: str) -> None:
 
 
 FORBIDDEN_IN_PARTS = {"nn", "autograd", "func", "cuda", "device", "to", "backward", "grad", "requires_grad", "no_grad"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("curvature.rewrite.")])
+def test_passes_see_graphs_and_nothing_else(module: str) -> None:
+    reached = {inner(name) for name in imports(MODULES[module])} - {None}
+    assert all(target.startswith("curvature.rewrite.") for target in reached if target is not None)
 
 
 def test_records_import_nothing_of_the_package() -> None:

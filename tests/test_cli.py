@@ -8,11 +8,12 @@ from typer.testing import CliRunner
 
 from latephase.__main__ import main
 from latephase.cli import DEMO_STRATEGIES, app
-from latephase.study import experiments
-from latephase.study.experiments import perform
+from latephase.study.analysis.results import load_results
 from latephase.study.problems import PROBLEMS
-from latephase.study.results import load_results
-from latephase.study.store import Store
+from latephase.study.runs import experiments
+from latephase.study.runs.experiments import Place, perform
+from latephase.study.runs.plan import plan_training
+from latephase.study.runs.store import Store
 
 
 def invoke(*arguments):
@@ -141,14 +142,71 @@ def test_a_problem_that_cannot_be_studied_is_refused_before_training(tmp_path, f
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_problem_that_became_unfit_is_refused_when_a_training_is_resumed(tmp_path):
-    (tmp_path / "own.py").write_text("from tests.study.toy import build")
+def test_a_problem_that_became_unfit_is_refused_when_a_training_is_resumed(tmp_path, monkeypatch):
+    """By a change not of its file, but of what that imports."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.py").write_text("from what_it_imports import build")
+    (tmp_path / "what_it_imports.py").write_text("from tests.study.toy import build")
     assert invoke("train", f"{tmp_path / 'own.py'}:build", "--out", tmp_path / "runs").exit_code == 0
-    (tmp_path / "own.py").write_text(f"{UNFIT}\nbuild = batch")
-    experiments._loaded.cache_clear()  # as in another process
+    (tmp_path / "what_it_imports.py").write_text(f"{UNFIT}\nbuild = batch")
+    anew(monkeypatch, "what_it_imports")
     result = invoke("resume", tmp_path / "runs")
     assert result.exit_code == 2, result.output
     assert "batch_size of 'toy' must be from 1 to 60" in words(result.output)
+
+
+def anew(monkeypatch, *modules):
+    """As in another process."""
+    experiments._loaded.cache_clear()
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_training_whose_problem_file_has_changed_is_not_resumed(tmp_path, monkeypatch):
+    own, runs = tmp_path / "own.py", tmp_path / "runs"
+    code = "from dataclasses import replace\nfrom tests.study.toy import TOY\nbuild = lambda: replace(TOY, lr={})\n"
+    own.write_text(code.format(0.5))
+    assert invoke("train", f"{own}:build", "--out", runs).exit_code == 0
+    asked = ["resume", runs, "--strategies", "sgd_tenth", "--seeds", 1, "--budget", "9gradients"]
+    own.write_text(code.format(0.25))
+    anew(monkeypatch)
+    result = invoke(*asked)
+    assert result.exit_code == 2, result.output
+    assert "the training's problem: the problem file has changed since this training" in words(result.output)
+    assert load_results(Store(runs)).runs.empty
+
+    assert invoke("train", f"{own}:build", "--out", runs).exit_code == 0
+    result = invoke(*asked)
+    assert result.exit_code == 0, result.output
+    assert "its problem file has changed since" in words(result.output)
+    results = load_results(Store(runs))
+    assert results.trainings.loc[results.runs["training"], "lr"].tolist() == [0.25]
+
+    own.write_text(code.format(0.5))
+    assert invoke(*asked).exit_code == 0
+    assert sorted(load_results(Store(runs)).runs["training"]) == sorted(results.trainings.index)
+
+
+def test_a_worker_refuses_a_problem_file_that_has_changed(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("from tests.study.toy import build\n")
+    training = plan_training(f"{tmp_path / 'own.py'}:build", epochs=1, seed=0, device="cpu")
+    (tmp_path / "own.py").write_text("from tests.study.toy import build  # changed\n")
+    assert perform(Place(str(tmp_path / "runs")), training, lambda *_: None) == "failed"
+    assert "has changed since this training" in Store(tmp_path / "runs").status(training.identity).details["error"]
+
+
+def test_runs_are_planned_without_the_data(tmp_path, monkeypatch):
+    """Of a training the store knows how many examples there were; who looks at a finished study needs none."""
+    asked = ["--strategies", "hf_m12", "--seeds", 1, "--budget", "20gradients"]
+    assert invoke("study", REFERENCE, "--out", tmp_path, *asked).exit_code == 0
+    anew(monkeypatch)
+
+    def fall(*args):
+        raise AssertionError("loads the data")
+
+    monkeypatch.setattr(experiments, "_loaded", fall)
+    result = invoke("resume", tmp_path, "--checkpoint", "all", *asked)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_training_that_diverges_is_a_failure_with_words(tmp_path):
@@ -181,6 +239,11 @@ def test_a_late_phase_run_that_diverges_is_in_the_report(tmp_path):
         ([REFERENCE, "--budget", "0s"], "such as 10%, 30s or 200gradients, not '0s'"),
         ([REFERENCE, "--seeds", "0"], "--seeds"),
         ([REFERENCE, "--strategies", "sgd_cosin"], "unknown strategy 'sgd_cosin'. Did you mean 'sgd_cosine'"),
+        (
+            [REFERENCE, "--strategies", "swa(evry=3)"],
+            "'swa(evry=3)' has no option 'evry'; there are: every, lr",
+        ),
+        ([REFERENCE, "--strategies", "nowhere.py:mine"], "nowhere.py: no such file"),
         ([REFERENCE, "--checkpoint", "9"], "there is no checkpoint '9'; there are: last, all, 1, 2"),
         (["fmnist_allcnn", "--data-dir", "nowhere"], "--data-dir"),
     ],
@@ -224,7 +287,7 @@ def test_the_engine_and_what_runs_take_can_be_chosen(tmp_path, monkeypatch, comm
             made.append([perform(place, config, lambda *_: None) for config in configs])
 
     assert invoke("train", REFERENCE, "--out", tmp_path).exit_code == 0
-    monkeypatch.setattr("latephase.cli.RayEngine", Engine)
+    monkeypatch.setattr("latephase.study.command.RayEngine", Engine)
     first = ["study", REFERENCE, "--out"] if command == "study" else ["resume"]
     result = invoke(
         *first, tmp_path, "--engine", "ray", "--cpus", 2, "--gpus", 0.5, "--checkpoint", "last", "--seeds", 1,
@@ -233,6 +296,24 @@ def test_the_engine_and_what_runs_take_can_be_chosen(tmp_path, monkeypatch, comm
     assert result.exit_code == 0, result.output
     assert made[0] == (2, 0.5)
     assert made[-1] == ["complete"]
+
+
+def test_strategies_take_options_and_variants_stand_beside_each_other(tmp_path):
+    names = ["hf_equal", "hf_equal(damping=0.1)", "hf_equal(damping=0.1, cg_max_iter=3)", "sgd_cosine(lr=0.01)"]
+    result = invoke(
+        "study", REFERENCE, "--out", tmp_path, "--strategies", ",".join(names).replace(" ", ""), "--seeds", 1,
+        "--checkpoint", "last", "--budget", "60gradients",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    results = load_results(Store(tmp_path))
+    assert results.runs["strategy"].nunique() == len(results.runs) == 4
+    assert set(results.runs["strategy"]) == {*names}
+    first = results.steps[results.steps["step"] == 1].set_index("id")["damping"]
+    for name, damping in zip(names[:3], (1.0, 0.1, 0.1), strict=True):
+        assert first[results.runs.index[results.runs["strategy"] == name]].tolist() == [damping]
+    assert list(results.summary["strategy"])[:2] == [names[3], names[0]]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"{name}</th>" in page for name in names)
 
 
 def test_tensorboard_gets_the_curves(tmp_path):

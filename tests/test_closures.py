@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from tests.curvature.networks import forget_choices
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,7 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from latephase import HessianFree, Outcome
-from latephase.curvature import CurvatureError, CurvatureWarning, ggn, ladder
+from latephase.curvature import GGN, CurvatureError, CurvatureWarning, ggn
 from latephase.curvature.dispatch_state import unchanged_dispatch_state
 from latephase.watching import function_modes
 
@@ -31,7 +32,7 @@ N = 20
 
 @pytest.fixture(autouse=True)
 def _no_memory() -> None:
-    ladder._choices.clear()
+    forget_choices()
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -489,10 +490,10 @@ def test_numbers_that_change_are_inputs_of_one_program(name: str, monkeypatch: p
             return F.mse_loss(z, y) + CHANGING[name](k, z), z
 
         product = ggn(forward, model.parameters()) @ v
-        remembered = dict(ladder._choices)
-        ladder._choices.clear()
+        remembered = dict(GGN.ladder().choices)
+        forget_choices()
         fresh = ggn(forward, model.parameters()) @ v
-        ladder._choices.update(remembered)
+        GGN.ladder().choices.update(remembered)
         torch.testing.assert_close(product, fresh, rtol=1e-12, atol=1e-14)
     assert len(traced) == 1 + 5  # five of them are the fresh ones
 

@@ -14,7 +14,7 @@ from latephase.checks import boolean, choice, floating_dtype, function, pairs, p
 from latephase.checkups import refuse_grad_scaler, refuse_several_processes
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.accumulate import Kind
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Forward
 from latephase.damped_optimizer import DampedOptimizer
 from latephase.micro_batches import Batches, Cutter, LossFunction, MicroBatch, Model, Pair, Reduction
@@ -35,7 +35,7 @@ from latephase.parts import (
     StepChoice,
     chosen,
     chosen_solver,
-)  # fmt: skip
+)
 from latephase.published import PublishedHelpers
 from latephase.records import CGStop, Outcome, StepRecord
 from latephase.vectors import plus_scaled

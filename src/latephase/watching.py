@@ -95,7 +95,7 @@ class WriteLog:
 
     def before_write(self, tensor: Tensor) -> None:
         """Keep the values of a tensor."""
-        if tensor.layout is not torch.strided or _is_wrapped(tensor):
+        if not is_plain(tensor):
             return
         reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         place = storage_of(tensor), int(tensor.storage_offset()), reach
@@ -246,17 +246,18 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has strides and memory of its own: it is neither sparse nor wrapped by ``torch.func``."""
+    return tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def storage_of(tensor: Tensor) -> int:
     """A number that two tensors share if their values lie in the same memory, for as long as one of them lives."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def _storage_or_none(tensor: Tensor) -> int | None:
-    return None if tensor.layout is not torch.strided or _is_wrapped(tensor) else storage_of(tensor)
-
-
-def _is_wrapped(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    return storage_of(tensor) if is_plain(tensor) else None
 
 
 def function_modes() -> list[TorchFunctionMode]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from benchmarks import peers
 from benchmarks.memory import measure_memory, measure_step_memory, memory_used
-from benchmarks.networks import Network
+from benchmarks.networks import Network, Task
+from benchmarks.partitioners import compare
 from benchmarks.report import disagreement, section
 from benchmarks.steps import measure_steps
 from benchmarks.timing import measure_products, ratios, spread
@@ -82,3 +83,9 @@ def test_every_part_and_the_page():
     assert "| tiny |" in page
     assert "- curvlinops on `tiny`: ImportError: not installed" in page
     assert "- `other`, products: ValueError: why" in page
+
+
+def test_no_partitioner_leaves_less_to_a_product_than_our_split():
+    ours, *others = [int(row.split("|")[3]) for row in compare(Task(TINY, CPU))]
+    assert len(others) == 3
+    assert ours <= min(others)

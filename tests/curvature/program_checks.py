@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fw
+from tests.curvature.networks import forget_choices
 from tests.curvature.programs import USES, Program, Use, default_dtype, truth, vectors
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -21,7 +22,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from latephase.curvature import ggn, hessian, ladder
+from latephase.curvature import ggn, hessian
 
 OPERATORS = {"ggn": ggn, "hessian": hessian}
 REFUSALS = (RuntimeError, TypeError, ValueError)
@@ -102,7 +103,7 @@ def check(seed: int, *, fresh: bool = True) -> Report:
     """
     program, findings = Program(seed), []
     truths = [truth(seed, use) for use in USES]
-    ladder._choices.clear()
+    forget_choices()
     for use, expected in zip(USES, truths, strict=True):
         for kind in OPERATORS:
             # In a thread of its own: what is left behind in a thread's state does not reach other products.
@@ -244,7 +245,7 @@ elsewhere = Elsewhere()
 
 
 def _first_use(seed: int, kind: str, use: Use) -> Rows | Refusal | Fault:
-    ladder._choices.clear()
+    forget_choices()
     result = _in_a_thread(lambda: product(kind, Program(seed), use))
     return result.tolist() if isinstance(result, Tensor) else result
 

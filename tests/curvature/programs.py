@@ -23,7 +23,8 @@ import torch
 from tests.curvature import program_losses as losses
 from tests.curvature.program_parts import Batch, D, Knobs, N, Part, World
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from latephase.curvature.math_kernels import math_kernels
 
 VECTORS = 3  # a product is compared on this many random vectors
 PENALTY = 0.01  # times the squares, where a closure penalises weights
@@ -434,15 +435,3 @@ def output_hessian(program: Program, outputs: Sequence[Tensor], weight: Tensor |
 
 def real(z: Tensor) -> Tensor:
     return torch.view_as_real(z) if z.is_complex() else z
-
-
-@contextmanager
-def math_kernels() -> Iterator[None]:
-    """Elementary operations, which have second derivatives, for attention and recurrent layers."""
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)

@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from tests.curvature.networks import forget_choices
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from latephase.curvature import CurvatureError, CurvatureWarning, ggn, hessian, ladder
+from latephase.curvature import CurvatureError, CurvatureWarning, ggn, hessian
 
 N = 6
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
@@ -21,7 +22,7 @@ def _float64_one_seed_no_memory():
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    ladder._choices.clear()
+    forget_choices()
     yield
     torch.set_default_dtype(previous)
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from latephase.curvature import ggn
-from latephase.curvature.loss_hessians import closed_form
-from latephase.curvature.recording import LossCall, Recording
+from latephase.curvature.loss_hessians import LossCall, closed_form
+from latephase.curvature.recording import Recording
 
 REDUCTIONS = ["mean", "sum"]
 
@@ -75,6 +75,24 @@ def test_mse(reduction):
     check(lambda z: F.mse_loss(z, targets, reduction=reduction), outputs)
 
 
+@pytest.mark.parametrize(("reduction", "delta"), list(itertools.product(REDUCTIONS, [0.5, 1.0])))
+def test_huber(reduction, delta):
+    outputs, targets = torch.randn(2, 6, 4, dtype=torch.float64)
+    far = (outputs - targets).abs() >= delta
+    assert 0 < far.sum() < far.numel()
+    check(lambda z: F.huber_loss(z, targets, reduction=reduction, delta=delta), outputs)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "log_input", "full", "eps"),
+    list(itertools.product(REDUCTIONS, [True, False], [False, True], [1e-8, 0.1])),
+)
+def test_poisson_nll(reduction, log_input, full, eps):
+    outputs, targets = torch.rand(6, 4, dtype=torch.float64) + 0.1, torch.randint(4, (6, 4)).double()
+    options = {"log_input": log_input, "full": full, "eps": eps, "reduction": reduction}
+    check(lambda z: F.poisson_nll_loss(z, targets, **options), outputs)
+
+
 @pytest.mark.parametrize(
     ("reduction", "weighted", "positive"),
     list(itertools.product(REDUCTIONS, [False, True], [False, True])),
@@ -95,6 +113,9 @@ def test_binary_cross_entropy_with_logits(reduction, weighted, positive):
     "loss",
     [
         lambda z: F.cross_entropy(z, torch.tensor([0, 1, 2]), reduction="none"),
+        lambda z: F.huber_loss(z, torch.zeros_like(z), weight=torch.ones_like(z)),
+        lambda z: F.huber_loss(z, torch.zeros(1, 4, dtype=z.dtype)),
+        lambda z: F.poisson_nll_loss(z, torch.zeros(1, 4, dtype=z.dtype)),
         lambda z: F.mse_loss(z, torch.zeros(1, 4, dtype=z.dtype).expand(3, 4)[:, :1].expand(3, 4)[:1]),
     ],
 )
@@ -122,8 +143,12 @@ def test_half_precision_keeps_its_type():
         (lambda z, y: 2.0 * F.cross_entropy(z, y), "automatic differentiation"),
         (lambda z, y: F.cross_entropy(2.0 * z, y), "automatic differentiation"),
         (lambda z, y: F.cross_entropy(z, y) + F.mse_loss(z, z.detach()), "automatic differentiation"),
+        (lambda z, y: F.mse_loss(z, z.flip(0)), "automatic differentiation"),
+        (lambda z, y: F.mse_loss(z, target=z.flip(0)), "automatic differentiation"),
         (lambda z, y: F.nll_loss(F.log_softmax(z, 1), y), "automatic differentiation"),
-        (lambda z, y: F.huber_loss(z, F.one_hot(y, 3).to(z)), "automatic differentiation"),
+        (lambda z, y: F.huber_loss(z, F.one_hot(y, 3).to(z)), "closed form"),
+        (lambda z, y: F.poisson_nll_loss(z, y.unsqueeze(1).expand(5, 3).to(z)), "closed form"),
+        (lambda z, y: F.smooth_l1_loss(z, F.one_hot(y, 3).to(z)), "automatic differentiation"),
     ],
 )
 def test_a_closed_form_is_used_only_where_it_is_the_whole_loss(loss, how):

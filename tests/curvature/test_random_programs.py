@@ -16,12 +16,13 @@ from tests.curvature.programs import (
     default_dtype,
     gradient,
     jacobian,
-    math_kernels,
     real,
     true_ggn,
     true_hessian,
     watched,
 )
+
+from latephase.curvature.math_kernels import math_kernels
 
 SEEDS = range(60)
 BESIDE_A_FRESH_PROCESS = range(0, 60, 24)

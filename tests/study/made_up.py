@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from latephase.study.results import Results
+from latephase.study.analysis.results import Results
 
 # How far below the checkpoint's the train loss ends, as a share, from checkpoints 1, 2 and 3; and what is left of the
 # way after the whole budget if it is exponential.
@@ -63,6 +63,7 @@ def results(checkpoints=3, seeds=3, strategies=tuple(STRATEGIES), problems=tuple
                 for seed in range(seeds):
                     run = f"{name}-c{number}-{strategy}-{seed}"
                     row = {"training": name, "problem": problem, "checkpoint": number, "strategy": strategy}
+                    row["family"] = family_of(strategy)
                     runs.append({"id": run, **row, "seed": seed, "budget": known["budget"], "unit": known["unit"]})
                     points = run_curve(run, known, number / checkpoints, strategy, draw)
                     curves += points
@@ -76,6 +77,12 @@ def results(checkpoints=3, seeds=3, strategies=tuple(STRATEGIES), problems=tuple
         failures=failures(),
         machines=machines(len(runs)),
     )
+
+
+def family_of(strategy):
+    if strategy.startswith("hf_"):
+        return "Hessian-free"
+    return {"lbfgs": "quasi-Newton", "swa": "averaging"}.get(strategy, "first order")
 
 
 def without(made, *, runs=True, steps=False):

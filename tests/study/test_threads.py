@@ -6,9 +6,10 @@ import pytest
 import torch
 from tests.study.toy import silent
 
-from latephase.study.experiments import Place, load_problem_data, perform, training_config
 from latephase.study.problems import find_problem
-from latephase.study.store import Store, identify
+from latephase.study.runs.experiments import Place, load_problem_data, perform
+from latephase.study.runs.plan import plan_training
+from latephase.study.runs.store import Store
 from latephase.study.threads import threads
 
 OWN = """
@@ -66,14 +67,14 @@ def test_the_former_number_comes_back():
     assert torch.get_num_threads() == 3
 
 
-def config_of(reference):
-    return training_config(reference, epochs=1, seed=0, device="cpu")
+def training_of(reference):
+    return plan_training(reference, epochs=1, seed=0, device="cpu")
 
 
 def test_a_run_has_its_problems_threads_and_leaves_the_process_its_own(own, tmp_path):
-    config, place = config_of(own), Place(str(tmp_path / "runs"))
-    assert perform(place, config, silent) == "complete"
-    machine = Store(place.address).status(identify(config)).details["machine"]["machine"]
+    training, place = training_of(own), Place(str(tmp_path / "runs"))
+    assert perform(place, training, silent) == "complete"
+    machine = Store(place.address).status(training.identity).details["machine"]["machine"]
     assert re.search(r"\b2 threads", machine)
     assert torch.get_num_threads() == 3
 
@@ -85,17 +86,17 @@ def test_a_run_that_fails_leaves_the_process_its_threads_too(own, tmp_path, monk
         seen.append(torch.get_num_threads())
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("latephase.study.experiments.train", fall)
-    assert perform(Place(str(tmp_path / "runs")), config_of(own), silent) == "failed"
+    monkeypatch.setattr("latephase.study.runs.experiments.train", fall)
+    assert perform(Place(str(tmp_path / "runs")), training_of(own), silent) == "failed"
     assert seen == [2]
     assert torch.get_num_threads() == 3
 
 
 def test_the_next_problem_in_the_process_has_not_the_threads_of_the_last(own, tmp_path):
     place = Place(str(tmp_path / "runs"))
-    perform(place, config_of(own), silent)
-    config = config_of(f"{own}_changing")
-    assert perform(place, config, silent) == "complete"
+    perform(place, training_of(own), silent)
+    training = training_of(f"{own}_changing")
+    assert perform(place, training, silent) == "complete"
     assert torch.get_num_threads() == 3
 
 
@@ -104,9 +105,9 @@ def test_a_file_and_what_it_loads_leave_the_process_its_threads(own, function):
     reference = own.replace("build", function)
     find_problem(reference)
     assert torch.get_num_threads() == 3
-    config = config_of(reference)
+    training = training_of(reference)
     try:
-        load_problem_data(config, Place("nowhere"))
+        load_problem_data(training, Place("nowhere"))
     except ZeroDivisionError:
         assert function == "build_failing"
     assert torch.get_num_threads() == 3
@@ -115,6 +116,8 @@ def test_a_file_and_what_it_loads_leave_the_process_its_threads(own, function):
 @pytest.mark.parametrize(("device", "number"), [("cpu", 2), ("meta", None)])
 def test_the_number_is_for_runs_on_a_cpu(own, tmp_path, monkeypatch, device, number):
     used = []
-    monkeypatch.setattr("latephase.study.experiments.threads", lambda number: used.append(number) or threads(number))
-    perform(Place(str(tmp_path / "runs"), device=device), config_of(own), silent)
+    monkeypatch.setattr(
+        "latephase.study.runs.experiments.threads", lambda number: used.append(number) or threads(number)
+    )
+    perform(Place(str(tmp_path / "runs"), device=device), training_of(own), silent)
     assert used == [None, number]  # for what the problem loads, and for the run

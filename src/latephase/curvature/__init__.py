@@ -11,7 +11,7 @@ from torch import Tensor
 from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
 from latephase.curvature.ladder import CurvatureError, CurvatureWarning
-from latephase.curvature.linearize import Options
+from latephase.curvature.options import Options
 from latephase.curvature.point import Forward, Point, evaluate
 from latephase.parameters import Parameters
 from latephase.transaction import Transaction, settled

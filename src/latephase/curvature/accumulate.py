@@ -10,19 +10,19 @@ from torch import Tensor
 
 from latephase.curvature.factor import Roots
 from latephase.curvature.ggn import GGN
+from latephase.curvature.hessian import Hessian
 from latephase.curvature.jacobian import NotBySampleError
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options
-from latephase.curvature.operator import CurvatureOperator
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Forward, Point
 
 
 class Kind(NamedTuple):
     """A kind of curvature, and how its products are computed."""
 
-    operator: type[CurvatureOperator]
+    operator: type[GGN] | type[Hessian]
     options: Options = DEFAULT_OPTIONS
 
-    def at(self, point: Point) -> CurvatureOperator:
+    def at(self, point: Point) -> GGN | Hessian:
         """Return the operator at a point."""
         return self.operator(point, self.options)
 
@@ -57,7 +57,7 @@ class Accumulated:
         self._terms, self._kind = terms, kind
         kept = terms[: None if len(terms) <= in_memory else in_memory - 1]
         self._kept = {term.forward for term in kept}
-        self._operators: dict[Forward, CurvatureOperator] = {}
+        self._operators: dict[Forward, GGN | Hessian] = {}
         self._roots: list[Roots] = []
         self.linearisations = 0
 
@@ -138,11 +138,11 @@ class Accumulated:
         operators = (self._operators[term.forward] for term in self._terms)
         return [operator for operator in operators if isinstance(operator, GGN)]
 
-    def _linearise(self, term: Term) -> CurvatureOperator:
+    def _linearise(self, term: Term) -> GGN | Hessian:
         self.linearisations += 1
         return self._operate(term.forward, term.evaluate())
 
-    def _operate(self, forward: Forward, point: Point) -> CurvatureOperator:
+    def _operate(self, forward: Forward, point: Point) -> GGN | Hessian:
         operator = self._operators[forward] = self._kind.at(point)
         if not operator.needs_graph:
             point.drop_graph()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-
-LEAF = 2**64 - 1  # the number of a node that accumulates into a leaf
+from torch.autograd.graph import Node
 
 
 def newest_node() -> int:
@@ -18,9 +16,9 @@ def newest_node() -> int:
     return int(node._sequence_nr())  # type: ignore[union-attr]
 
 
-def nodes(root: Any) -> Iterator[Any]:
+def nodes(root: Node | None) -> Iterator[Node]:
     """A node and all nodes below it, once each."""
-    seen = set()
+    seen: set[Node] = set()
     stack = [root]
     while stack:
         node = stack.pop()
@@ -30,10 +28,11 @@ def nodes(root: Any) -> Iterator[Any]:
             stack.extend(parent for parent, _ in node.next_functions)
 
 
-def parameter_below(root: Any, parameters: Sequence[Tensor]) -> Tensor | None:
+def parameter_below(root: Node | None, parameters: Sequence[Tensor]) -> Tensor | None:
     """One of the parameters that a node's value was computed from, if any."""
     wanted = {id(p) for p in parameters}
-    return next((n.variable for n in nodes(root) if id(getattr(n, "variable", None)) in wanted), None)
+    leaves = (getattr(node, "variable", None) for node in nodes(root))
+    return next((leaf for leaf in leaves if id(leaf) in wanted), None)
 
 
 def parameter_made_use_of_before(loss: Tensor, start: int, parameters: Sequence[Tensor]) -> Tensor | None:
@@ -42,7 +41,7 @@ def parameter_made_use_of_before(loss: Tensor, start: int, parameters: Sequence[
     return next((p for n in old if (p := parameter_below(n, parameters)) is not None), None)
 
 
-def is_custom(node: Any) -> bool:
+def is_custom(node: Node) -> bool:
     """Whether a node's backward pass is somebody's own: a Python ``autograd.Function``, or one of a C++ extension."""
     return isinstance(node, torch._C._FunctionBase) or "CppNode" in node.name()
 

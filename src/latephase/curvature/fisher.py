@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +20,21 @@ class Substitution(TorchFunctionMode):
         self._table = {id(p): q for p, q in zip(originals, substitutes, strict=True)}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         return func(*mapped(args, self._swap), **mapped(kwargs or {}, self._swap))
 
-    def _swap(self, value: Any) -> Any:
+    def _swap(self, value: object) -> object:
         return self._table.get(id(value), value)
 
 
 def diagonal_empirical_fisher(
     model: nn.Module,
-    loss_func: Callable[[Any, Any], Tensor],
+    loss_func: Callable[..., Tensor],
     inputs: Tensor,
     targets: Tensor,
     parameters: Parameters,

@@ -7,23 +7,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from latephase.curvature.double_backward import DoubleBackward
+from latephase.curvature.engines.double_backward import DoubleBackward
+from latephase.curvature.engines.engine import Factors
+from latephase.curvature.engines.linearize import Linearization, trace
 from latephase.curvature.factor import Roots, roots
 from latephase.curvature.jacobian import NotBySampleError, rows, sampled
-from latephase.curvature.ladder import (
-    Builder,
-    Choice,
-    CurvatureError,
-    Ladder,
-    Remark,
-    Rung,
-    Verdict,
-    math_kernels,
-    said,
-)
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Linearization, Options, trace
+from latephase.curvature.ladder import Choice, CurvatureError, EngineAt, Ladder, Remark, Rung, Verdict, said
 from latephase.curvature.loss_hessians import closed_form
+from latephase.curvature.math_kernels import evaluated_with_math_kernels, math_kernels
 from latephase.curvature.operator import CurvatureOperator
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Point
 from latephase.curvature.verify import (
     COTANGENT,
@@ -39,7 +32,7 @@ from latephase.curvature.verify import (
 )
 
 
-class GGN(CurvatureOperator):
+class GGN(CurvatureOperator[Factors]):
     """``C @ v`` for C = JᵀHJ: J the Jacobian of the outputs in θ, H the Hessian of the loss in the outputs.
 
     Several outputs count as independent variables of the loss, also where one was computed from another. All that
@@ -68,6 +61,11 @@ class GGN(CurvatureOperator):
             )
         self._closed_form = closed_form(point.loss_call, point.outputs[0].detach())
         super().__init__(point, options)
+
+    @classmethod
+    def ladder(cls) -> Ladder[Factors]:
+        """Linearisation, then double backward, each with the closure's own kernels before elementary ones."""
+        return LADDER
 
     def _product(self, v: list[Tensor]) -> list[Tensor]:
         Jv = self._engine.jvp(v)
@@ -120,7 +118,7 @@ class GGN(CurvatureOperator):
         return f"; Hessian of the loss in the outputs by {by}"
 
 
-def _check(engine: Linearization | DoubleBackward, point: Point, options: Options) -> Verdict:
+def _check(engine: Factors, point: Point, options: Options) -> Verdict:
     """Hold an engine against reverse differentiation of the closure, as the gradient uses it."""
     theirs, typical = point.pull_back(engine.slopes), gain(point, engine.vjp)
     cancelled = typical * norm(engine.slopes)
@@ -136,7 +134,7 @@ def _check(engine: Linearization | DoubleBackward, point: Point, options: Option
     return Verdict((Remark.PAST_OUTPUTS,) * past + (Remark.NO_CURVATURE,) * (moves and not bends), typical)
 
 
-def _check_again(engine: Linearization | DoubleBackward, point: Point, choice: Choice) -> None:
+def _check_again(engine: Factors, point: Point, choice: Choice[Factors]) -> None:
     """Hold an engine of a remembered program against the gradient, which is computed afresh at every point."""
     if engine.needs_graph or point.gradient_pieces is None:
         return
@@ -150,31 +148,24 @@ def _tolerance(options: Options) -> float:
     return 0.0 if options.product_dtype is None else torch.finfo(options.product_dtype).eps ** 0.5
 
 
-def _linearize(point: Point, options: Options) -> Builder:
+def _linearize(point: Point, options: Options) -> EngineAt[Factors]:
     return partial(Linearization, trace(point, options))
 
 
-def _linearize_with_math_kernels(point: Point, options: Options) -> Builder:
+def _linearize_with_math_kernels(point: Point, options: Options) -> EngineAt[Factors]:
     with math_kernels():
         return _linearize(point, options)
 
 
-def _double_backward(point: Point, options: Options) -> Builder:
+def _double_backward(point: Point, options: Options) -> EngineAt[Factors]:
     return DoubleBackward
 
 
-def _double_backward_with_math_kernels(point: Point, options: Options) -> Builder:
+def _double_backward_with_math_kernels(point: Point, options: Options) -> EngineAt[Factors]:
     return lambda point: DoubleBackward(evaluated_with_math_kernels(point))
 
 
-def evaluated_with_math_kernels(point: Point) -> Point:
-    """Run the closure of ``point`` again, with kernels that have all derivatives."""
-    with math_kernels():
-        return point.evaluated_again()
-
-
-GGN.LADDER = Ladder(
-    "GGN",
+LADDER = Ladder(
     [
         Rung("linearize", _linearize, narrows=True),
         Rung("linearize, math kernels", _linearize_with_math_kernels, narrows=True),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from latephase.curvature.ggn import evaluated_with_math_kernels
-from latephase.curvature.ladder import Builder, Choice, Ladder, Rung, Verdict
-from latephase.curvature.linearize import Options
+from latephase.curvature.engines.gradient_graph import GradientGraph
+from latephase.curvature.ladder import Choice, EngineAt, Ladder, Rung, Verdict
+from latephase.curvature.math_kernels import evaluated_with_math_kernels
 from latephase.curvature.operator import CurvatureOperator
+from latephase.curvature.options import Options
 from latephase.curvature.point import Point
-from latephase.curvature.pull_back import pull_back
 from latephase.curvature.verify import COTANGENT, DIRECTION, check, check_hessian, inner
 
 
-class Hessian(CurvatureOperator):
+class Hessian(CurvatureOperator[GradientGraph]):
     """``C @ v`` for the Hessian C of the loss at a point.
 
     The gradient's graph is built once; a product differentiates it. The graph stays in memory.
@@ -23,27 +22,13 @@ class Hessian(CurvatureOperator):
         CurvatureError: If there is no way to form products.
     """
 
+    @classmethod
+    def ladder(cls) -> Ladder[GradientGraph]:
+        """Double backward, with the kernels that the closure uses or with elementary ones."""
+        return LADDER
+
     def _product(self, v: list[Tensor]) -> list[Tensor]:
         return self._engine.derivative(v)
-
-
-class GradientGraph:
-    """The gradient at a point as a function with a graph."""
-
-    needs_graph = True
-
-    def __init__(self, point: Point) -> None:
-        self._leaves, self._as_left = point.leaves, point.evaluation.as_left
-        with self._as_left():
-            self._grads = pull_back([point.loss], point.leaves, [torch.ones_like(point.loss)], create_graph=True)
-
-    def release(self) -> None:
-        """Nothing to let go of: without its graph there is no product."""
-
-    def derivative(self, v: list[Tensor]) -> list[Tensor]:
-        """The gradient's derivative along v: the Hessian times v."""
-        with self._as_left():
-            return pull_back(self._grads, self._leaves, v)
 
 
 def _check(engine: GradientGraph, point: Point, options: Options) -> Verdict:
@@ -56,20 +41,19 @@ def _check(engine: GradientGraph, point: Point, options: Options) -> Verdict:
     return Verdict()
 
 
-def _check_again(engine: GradientGraph, point: Point, choice: Choice) -> None:
+def _check_again(engine: GradientGraph, point: Point, choice: Choice[GradientGraph]) -> None:
     """Nothing is remembered that could be stale: the graph is the point's own."""
 
 
-def _double_backward(point: Point, options: Options) -> Builder:
+def _double_backward(point: Point, options: Options) -> EngineAt[GradientGraph]:
     return GradientGraph
 
 
-def _double_backward_with_math_kernels(point: Point, options: Options) -> Builder:
+def _double_backward_with_math_kernels(point: Point, options: Options) -> EngineAt[GradientGraph]:
     return lambda point: GradientGraph(evaluated_with_math_kernels(point))
 
 
-Hessian.LADDER = Ladder(
-    "Hessian",
+LADDER = Ladder(
     [
         Rung("double-backward", _double_backward),
         Rung("double-backward, math kernels", _double_backward_with_math_kernels),

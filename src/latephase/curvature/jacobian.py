@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latephase.curvature.point import Point
-from latephase.curvature.program import Program, mapped, needed, replay
+from latephase.curvature.program import Program, mapped, needed
+from latephase.curvature.replay import replay
 
 CHUNK_BYTES = 2**28  # of rows that are in the making at once
 

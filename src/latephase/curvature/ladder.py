@@ -10,15 +10,15 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latephase.curvature.autograd_graph import custom_functions
-from latephase.curvature.linearize import Options
+from latephase.curvature.engines.engine import Engine
+from latephase.curvature.options import Options
 from latephase.curvature.point import Point
 from latephase.curvature.verify import rounding
 
@@ -52,34 +52,26 @@ class Remark(str, Enum):
     )
 
 
-class Engine(Protocol):
-    """What a rung builds: linear maps at one point.
-
-    Attributes:
-        needs_graph: Whether the point's graph must stay.
-    """
-
-    needs_graph: bool
-
-    def release(self) -> None:
-        """Let go of what can be computed again."""
-
+E = TypeVar("E", bound=Engine)
 
 # From a point to an engine there. It is remembered, and used again at other points of the same program.
-Builder = Callable[[Point], Any]
+EngineAt = Callable[[Point], E]
+
+Key = tuple[object, ...]
 
 
-class Rung(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Rung(Generic[E]):
     """One way to compute products.
 
     Attributes:
         name: Its name, for people.
-        prepare: From a point to a builder for all points of its program; what is costly happens here.
+        build: From a point to what makes engines at all points of its program; what is costly happens here.
         narrows: Whether its products can work in a narrower type.
     """
 
     name: str
-    prepare: Callable[[Point, Options], Builder]
+    build: Callable[[Point, Options], EngineAt[E]]
     narrows: bool = False
 
 
@@ -95,12 +87,13 @@ class Verdict(NamedTuple):
     gain: float = 0.0
 
 
-class Choice(NamedTuple):
-    """The rung that was chosen, its builder, and why the rungs above were not.
+@dataclass(frozen=True, eq=False)
+class Choice(Generic[E]):
+    """The rung that was chosen, what it built, and why the rungs above were not.
 
     Attributes:
-        rung: Its name.
-        build: Makes an engine at a point of the program.
+        rung: The rung.
+        engine_at: Makes an engine at a point of the program.
         options: How it computes.
         refusals: Why others were not chosen, by name.
         remarks: What the user should know of the products.
@@ -108,126 +101,134 @@ class Choice(NamedTuple):
         needs_graph: Whether an engine can only be built, and checked, where a point has its graph.
     """
 
-    rung: str
-    build: Builder
+    rung: Rung[E]
+    engine_at: EngineAt[E]
     options: Options
     refusals: dict[str, str]
     remarks: tuple[Remark, ...]
     gain: float
     needs_graph: bool
 
+    @property
+    def name(self) -> str:
+        """The rung's name and, where it is a narrower one, the type that products work in."""
+        return _name(self.rung, self.options)
 
-class Ladder(NamedTuple):
-    """Rungs, the best first, and what holds an engine against the closure.
+
+class Ladder(Generic[E]):
+    """Rungs, what holds an engine against the closure, and the choices that were made.
 
     Attributes:
-        name: Its name.
-        rungs: The rungs.
+        rungs: The rungs, the best first.
         check: Raises an error unless an engine is right at a point, where its program is used for the first time;
             returns what there is to say of it.
         check_again: Raises an error unless an engine is right at a later point.
+        choices: The last choices, by program.
     """
 
-    name: str
-    rungs: Sequence[Rung]
-    check: Callable[[Any, Point, Options], Verdict]
-    check_again: Callable[[Any, Point, Choice], None]
+    def __init__(
+        self,
+        rungs: Sequence[Rung[E]],
+        check: Callable[[E, Point, Options], Verdict],
+        check_again: Callable[[E, Point, Choice[E]], None],
+    ) -> None:
+        self.rungs = rungs
+        self.check = check
+        self.check_again = check_again
+        self.choices: OrderedDict[Key, Choice[E]] = OrderedDict()
+
+    def remembered(self, point: Point, options: Options) -> Choice[E] | None:
+        """The choice that was made for a point's program before, if any."""
+        return self.choices.get(_key(point, options))
+
+    def climb(self, point: Point, options: Options) -> tuple[E, Choice[E]]:
+        """Return an engine at ``point`` by the best rung that works, and how it was chosen.
+
+        A remembered choice that fails at this point is made anew.
+
+        Raises:
+            CurvatureError: If there is none.
+        """
+        key = _key(point, options)
+        choice = self.choices.get(key)
+        failures: dict[str, str] = {}
+        if choice is not None:
+            self.choices.move_to_end(key)
+            try:
+                engine = choice.engine_at(point)
+                self.check_again(engine, point, choice)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                failures[f"{choice.name}, as remembered"] = said(error)
+            else:
+                return engine, choice
+        return self._chosen(point, options, self.rungs, failures)
+
+    def step_down(self, point: Point, options: Options, choice: Choice[E], error: Exception) -> tuple[E, Choice[E]]:
+        """Return an engine by a rung below that of ``choice``, which failed at a product.
+
+        Raises:
+            CurvatureError: If there is none.
+        """
+        below = self.rungs[self.rungs.index(choice.rung) + 1 :]
+        return self._chosen(point, options, below, {**choice.refusals, choice.name: f"in a product, {said(error)}"})
+
+    def _chosen(
+        self, point: Point, options: Options, rungs: Sequence[Rung[E]], failures: dict[str, str]
+    ) -> tuple[E, Choice[E]]:
+        """Choose among ``rungs``, remember the choice, and say what there is to say of it."""
+        key = _key(point, options)
+        self.choices.pop(key, None)
+        point.restore_graph()
+        point.refuse_reentrant_checkpoints()
+        point.refuse_what_was_made_before()
+        if point.gradient_pieces is None:
+            point.gradient(retain_graph=True)
+        engine, choice = self._first_use(point, options, rungs, failures)
+        self.choices[key] = choice
+        while len(self.choices) > REMEMBERED_CHOICES:
+            self.choices.popitem(last=False)
+        for remark in choice.remarks:
+            warnings.warn(remark.value, CurvatureWarning, stacklevel=2)
+        return engine, choice
+
+    def _first_use(
+        self, point: Point, options: Options, rungs: Sequence[Rung[E]], failures: dict[str, str]
+    ) -> tuple[E, Choice[E]]:
+        refusals = dict(failures)
+        for rung, chosen in _attempts(rungs, options):
+            try:
+                engine_at = rung.build(point, chosen)
+                engine = engine_at(point)
+                found, gain = self.check(engine, point, chosen)
+                remarks = (*found, *_repeatability(point))
+            except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
+                raise
+            except Exception as error:
+                refusals[_name(rung, chosen)] = said(error)
+            else:
+                needs_graph = engine.needs_graph or Remark.PAST_OUTPUTS in remarks
+                return engine, Choice(rung, engine_at, chosen, refusals, remarks, gain, needs_graph)
+        raise _no_products(point, refusals)
 
 
-_choices: OrderedDict[Any, Choice] = OrderedDict()
-
-
-def remembered(ladder: Ladder, point: Point, options: Options) -> Choice | None:
-    """The choice that was made for a point's program before, if any."""
-    return _choices.get(_key(ladder, point, options))
-
-
-def climb(ladder: Ladder, point: Point, options: Options) -> tuple[Any, Choice]:
-    """Return an engine at ``point`` by the best rung that works, and how it was chosen.
-
-    A remembered choice that fails at this point is made anew.
-
-    Raises:
-        CurvatureError: If there is none.
-    """
-    key = _key(ladder, point, options)
-    choice = _choices.get(key)
-    failures: dict[str, str] = {}
-    if choice is not None:
-        _choices.move_to_end(key)
-        try:
-            engine = choice.build(point)
-            ladder.check_again(engine, point, choice)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            failures[f"{choice.rung}, as remembered"] = said(error)
-        else:
-            return engine, choice
-    return _chosen(ladder, point, options, key, ladder.rungs, failures)
-
-
-def step_down(ladder: Ladder, point: Point, options: Options, choice: Choice, error: Exception) -> tuple[Any, Choice]:
-    """Return an engine by a rung below that of ``choice``, which failed at a product.
-
-    Raises:
-        CurvatureError: If there is none.
-    """
-    names = [rung.name for rung in ladder.rungs]
-    below = ladder.rungs[1 + next(i for i, name in enumerate(names) if choice.rung.startswith(name)) :]
-    failures = {**choice.refusals, choice.rung: f"in a product, {said(error)}"}
-    return _chosen(ladder, point, options, _key(ladder, point, options), below, failures)
-
-
-def _key(ladder: Ladder, point: Point, options: Options) -> Any:
+def _key(point: Point, options: Options) -> Key:
     # A parameter that the closure does not use is in no call, but a program has to know of it.
     leaves = tuple((q.shape, q.dtype, q.device, bool(q._backward_hooks)) for q in point.leaves)
-    return ladder.name, options, leaves, point.program.fingerprint
+    return options, leaves, point.program.fingerprint
 
 
-def _chosen(
-    ladder: Ladder, point: Point, options: Options, key: Any, rungs: Sequence[Rung], failures: dict[str, str]
-) -> tuple[Any, Choice]:
-    """Choose among ``rungs``, remember the choice, and say what there is to say of it."""
-    _choices.pop(key, None)
-    point.restore_graph()
-    point.refuse_reentrant_checkpoints()
-    point.refuse_what_was_made_before()
-    if point.gradient_pieces is None:
-        point.gradient(retain_graph=True)
-    engine, choice = _first_use(ladder, point, options, rungs, failures)
-    _choices[key] = choice
-    while len(_choices) > REMEMBERED_CHOICES:
-        _choices.popitem(last=False)
-    for remark in choice.remarks:
-        warnings.warn(remark.value, CurvatureWarning, stacklevel=2)
-    return engine, choice
+def _name(rung: Rung[E], options: Options) -> str:
+    return rung.name if options.product_dtype is None else f"{rung.name}, products in {options.product_dtype}"
 
 
-def _first_use(
-    ladder: Ladder, point: Point, options: Options, rungs: Sequence[Rung], failures: dict[str, str]
-) -> tuple[Any, Choice]:
-    refusals = dict(failures)
-    for name, rung, chosen in _attempts(rungs, options):
-        try:
-            build = rung.prepare(point, chosen)
-            engine = build(point)
-            found, gain = ladder.check(engine, point, chosen)
-            remarks = (*found, *_repeatability(point))
-        except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
-            raise
-        except Exception as error:
-            refusals[name] = said(error)
-        else:
-            needs_graph = engine.needs_graph or Remark.PAST_OUTPUTS in remarks
-            return engine, Choice(name, build, chosen, refusals, remarks, gain, needs_graph)
-    raise CurvatureError(
-        "this closure has no curvature products:\n"
-        + "\n".join(f"  {name}: {reason}" for name, reason in refusals.items())
-        + _suspects(point)
-        + "\nReplace the operation named above by one with a second derivative (EmbeddingBag by Embedding and a sum, "
-        "cdist by explicit differences), or give the step your own mvp"
-    )
+def _attempts(rungs: Sequence[Rung[E]], options: Options) -> Iterator[tuple[Rung[E], Options]]:
+    """The rungs in their order, those that can work in a narrower type first in that type if it is asked for."""
+    for rung in rungs:
+        if options.product_dtype is not None and rung.narrows:
+            yield rung, options
+        yield rung, options._replace(product_dtype=None)
 
 
 def _repeatability(point: Point) -> list[Remark]:
@@ -242,29 +243,19 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
+def _no_products(point: Point, refusals: dict[str, str]) -> CurvatureError:
+    return CurvatureError(
+        "this closure has no curvature products:\n"
+        + "\n".join(f"  {name}: {reason}" for name, reason in refusals.items())
+        + _suspects(point)
+        + "\nReplace the operation named above by one with a second derivative (EmbeddingBag by Embedding and a sum, "
+        "cdist by explicit differences), or give the step your own mvp"
+    )
+
+
 def _suspects(point: Point) -> str:
     """Name what has derivatives of somebody's own."""
     names = custom_functions(point.loss)
     hooks = any(p._backward_hooks for p in point.leaves)
     said = f"\nThe closure uses custom autograd Functions: {', '.join(names)}" if names else ""
     return said + ("\nA parameter has a gradient hook; a hook must be linear in the gradient" if hooks else "")
-
-
-def _attempts(rungs: Sequence[Rung], options: Options) -> Iterator[tuple[str, Rung, Options]]:
-    """The rungs in their order, those that can work in a narrower type first in that type if it is asked for."""
-    for rung in rungs:
-        if options.product_dtype is not None and rung.narrows:
-            yield f"{rung.name}, products in {options.product_dtype}", rung, options
-        yield rung.name, rung, options._replace(product_dtype=None)
-
-
-@contextmanager
-def math_kernels() -> Iterator[None]:
-    """Compute attention and recurrent layers by elementary operations, which have all derivatives."""
-    mkldnn = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch._C._set_mkldnn_enabled(mkldnn)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from latephase.curvature.recording import LossCall
-
 Product = Callable[[Tensor], Tensor]
+
+
+class LossCall(NamedTuple):
+    """A call of one of PyTorch's loss functions, and its result."""
+
+    function: Callable[..., object]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    result: Tensor
 
 
 def closed_form(call: LossCall | None, outputs: Tensor) -> Product | None:
@@ -29,29 +36,37 @@ def closed_form(call: LossCall | None, outputs: Tensor) -> Product | None:
     options = bound.arguments
     if options.get("reduction") not in ("mean", "sum") or options.get("reduce") or options.get("size_average"):
         return None
-    return FORMS[call.function](outputs, options)
+    return FORMS[call.function](outputs, **options)
 
 
-def cross_entropy(logits: Tensor, options: dict[str, Any]) -> Product:
+def cross_entropy(
+    logits: Tensor,
+    *,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    **_: object,
+) -> Product:
     """H = Σₙ cₙ (diag(pₙ) − pₙpₙᵀ), with p = softmax(logits) and cₙ = Σ_c w_c tₙ_c over the (smoothed) targets t.
 
     Logits have shape (C,) or (N, C, …), targets class indices of shape () or (N, …), or probabilities like the logits.
     """
-    target, weight, smoothing = options["target"], options["weight"], options["label_smoothing"]
     dim = 0 if logits.dim() == 1 else 1
     classes = logits.shape[dim]
     p = torch.softmax(logits.to(_at_least_float32(logits.dtype)), dim)
     w = torch.ones(classes, dtype=p.dtype, device=p.device) if weight is None else weight.to(p.dtype)
     if target.is_floating_point():
-        smoothed = target.to(p.dtype) * (1.0 - smoothing) + smoothing / classes
+        smoothed = target.to(p.dtype) * (1.0 - label_smoothing) + label_smoothing / classes
         c = torch.tensordot(smoothed, w, dims=([dim], [0]))
         total = torch.tensor(p.numel() / classes)
     else:
-        kept = target != options["ignore_index"]
+        kept = target != ignore_index
         own = torch.where(kept, w[torch.where(kept, target, 0)], 0.0)
-        c = (1.0 - smoothing) * own + torch.where(kept, smoothing * w.sum() / classes, 0.0)
+        c = (1.0 - label_smoothing) * own + torch.where(kept, label_smoothing * w.sum() / classes, 0.0)
         total = own.sum()
-    if options["reduction"] == "mean":
+    if reduction == "mean":
         c = c / total
     cp = c.unsqueeze(dim) * p
 
@@ -62,26 +77,55 @@ def cross_entropy(logits: Tensor, options: dict[str, Any]) -> Product:
     return product
 
 
-def mse(outputs: Tensor, options: dict[str, Any]) -> Product | None:
+def mse(
+    outputs: Tensor, *, target: Tensor, reduction: str, weight: Tensor | None = None, **_: object
+) -> Product | None:
     """H = 2I, over the number of entries for the mean."""
-    if options.get("weight") is not None or options["target"].shape != outputs.shape:
+    if weight is not None or target.shape != outputs.shape:
         return None
-    scale = 2.0 / outputs.numel() if options["reduction"] == "mean" else 2.0
+    scale = 2.0 / outputs.numel() if reduction == "mean" else 2.0
     return lambda v: scale * v
 
 
-def binary_cross_entropy_with_logits(logits: Tensor, options: dict[str, Any]) -> Product | None:
+def binary_cross_entropy_with_logits(
+    logits: Tensor, *, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str, **_: object
+) -> Product | None:
     """H = diag(w σ(1 − σ) (1 + (w₊ − 1) t)), over the number of entries for the mean."""
-    if options["target"].shape != logits.shape:
+    if target.shape != logits.shape:
         return None
     sigma = torch.sigmoid(logits.to(_at_least_float32(logits.dtype)))
     h = sigma * (1.0 - sigma)
-    if options["pos_weight"] is not None:
-        h = h * (1.0 + (options["pos_weight"] - 1.0) * options["target"])
-    if options["weight"] is not None:
-        h = h * options["weight"]
-    if options["reduction"] == "mean":
+    if pos_weight is not None:
+        h = h * (1.0 + (pos_weight - 1.0) * target)
+    if weight is not None:
+        h = h * weight
+    if reduction == "mean":
         h = h / logits.numel()
+    return lambda v: (h * v).to(v.dtype)
+
+
+def huber(
+    outputs: Tensor, *, target: Tensor, delta: float, reduction: str, weight: Tensor | None = None, **_: object
+) -> Product | None:
+    """H = diag(|z − t| < δ), over the number of entries for the mean."""
+    if weight is not None or target.shape != outputs.shape:
+        return None
+    h = ((outputs - target).abs() < delta).to(outputs.dtype)
+    if reduction == "mean":
+        h = h / outputs.numel()
+    return lambda v: (h * v).to(v.dtype)
+
+
+def poisson_nll(
+    outputs: Tensor, *, target: Tensor, log_input: bool, eps: float, reduction: str, **_: object
+) -> Product | None:
+    """H = diag(exp z) if z is the log of the rate, else diag(t / (z + ε)²), over the number of entries for the mean."""
+    if target.shape != outputs.shape:
+        return None
+    z = outputs.to(_at_least_float32(outputs.dtype))
+    h = z.exp() if log_input else target / (z + eps).square()
+    if reduction == "mean":
+        h = h / outputs.numel()
     return lambda v: (h * v).to(v.dtype)
 
 
@@ -89,8 +133,12 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-FORMS: dict[Callable[..., Tensor], Callable[[Tensor, dict[str, Any]], Product | None]] = {
+# A loss function → its form, which takes the outputs and, by their names, the function's other arguments. The calls of
+# these functions are recorded.
+FORMS: dict[Callable[..., object], Callable[..., Product | None]] = {
     F.cross_entropy: cross_entropy,
     F.mse_loss: mse,
     F.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
+    F.huber_loss: huber,
+    F.poisson_nll_loss: poisson_nll,
 }

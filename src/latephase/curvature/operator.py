@@ -6,17 +6,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from latephase.curvature.ladder import Ladder, climb, remembered, step_down
-from latephase.curvature.linearize import DEFAULT_OPTIONS, Options, StaleOperatorError
+from latephase.curvature.engines.engine import StaleOperatorError
+from latephase.curvature.ladder import E, Ladder
+from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Point
 
+Mark = float | torch.cuda.Event
 
-class CurvatureOperator(ABC):
+
+class CurvatureOperator(ABC, Generic[E]):
     """A symmetric P×P matrix at one point, given by its products.
 
     Args:
@@ -27,27 +30,30 @@ class CurvatureOperator(ABC):
         needs_graph: Whether the point's graph must stay; else it may be dropped before the first product.
     """
 
-    LADDER: ClassVar[Ladder]
-
     def __init__(self, point: Point, options: Options = DEFAULT_OPTIONS) -> None:
         self._point = point
         self._parameters = point.parameters
         self._options = options
         self._setup, self._products = (Stopwatch(self._parameters.device) for _ in range(2))
         with self._setup.lap():
-            self._engine, self._choice = climb(self.LADDER, point, options)
+            self._engine, self._choice = self.ladder().climb(point, options)
         self.needs_graph: bool = self._engine.needs_graph
+
+    @classmethod
+    @abstractmethod
+    def ladder(cls) -> Ladder[E]:
+        """The ways to compute products, and what was chosen among them."""
 
     @classmethod
     def needs_graph_at(cls, point: Point, options: Options = DEFAULT_OPTIONS) -> bool:
         """Whether an operator at this point can only be made while the point has its graph."""
-        choice = remembered(cls.LADDER, point, options)
+        choice = cls.ladder().remembered(point, options)
         return choice is None or choice.needs_graph
 
     @property
     def backend(self) -> str:
         """The rung that computes products."""
-        return self._choice.rung
+        return self._choice.name
 
     def explain(self) -> str:
         """Say which rung computes products, why those above it do not, and what set-up and products cost."""
@@ -86,7 +92,7 @@ class CurvatureOperator(ABC):
         except (StaleOperatorError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            self._engine, self._choice = step_down(self.LADDER, self._point, self._options, self._choice, error)
+            self._engine, self._choice = self.ladder().step_down(self._point, self._options, self._choice, error)
             self.needs_graph = self._engine.needs_graph
             return self._product(v)
 
@@ -103,7 +109,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._laps: list[tuple[Any, Any]] = []
+        self._laps: list[tuple[Mark, Mark]] = []
 
     @contextmanager
     def lap(self) -> Iterator[None]:
@@ -112,7 +118,7 @@ class Stopwatch:
         yield
         self._laps.append((start, self._mark()))
 
-    def _mark(self) -> Any:
+    def _mark(self) -> Mark:
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -127,7 +133,14 @@ class Stopwatch:
     @property
     def mean(self) -> float:
         """Seconds per block."""
-        if self._device.type != "cuda":
-            return sum(end - start for start, end in self._laps) / self.laps
-        torch.cuda.synchronize(self._device)
-        return sum(start.elapsed_time(end) for start, end in self._laps) / (1000.0 * self.laps)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return sum(_seconds(start, end) for start, end in self._laps) / self.laps
+
+
+def _seconds(start: Mark, end: Mark) -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
+    return start.elapsed_time(end) / 1000.0

@@ -6,20 +6,22 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from latephase.curvature.autograd_graph import has_reentrant_checkpoint, parameter_made_use_of_before
+from latephase.curvature.loss_hessians import LossCall
 from latephase.curvature.program import Program
 from latephase.curvature.pull_back import pull_back
-from latephase.curvature.recording import LossCall, Recording, refuse_made_before
+from latephase.curvature.recording import Recording, refuse_made_before
 from latephase.parameters import Parameters
 from latephase.transaction import Evaluation, Repeat
+from latephase.watching import tensors_in
 
-Forward = Callable[[], Any]
+Forward = Callable[[], object]
 
 _UNREACHED = "does not depend on any trainable parameter of this optimizer"
 
@@ -136,22 +138,24 @@ def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
             f"the loss that {_name(forward)} returned has no graph: it was detached, computed under torch.no_grad(), "
             f"or {_UNREACHED}"
         )
-    flat = _leaves(outputs)
-    made_loss = [flat[i] for i in frontier(loss, flat)]
+    made_loss = frontier(loss, _leaves(outputs))
     call = next((c for c in recording.loss_calls if c.result is loss and _on_outputs(c, made_loss)), None)
     if call is not None:  # without the outputs' graph, which is not its to keep
-        call = call._replace(args=(call.args[0].detach(), *call.args[1:]), result=loss.detach())
+        call = call._replace(args=(made_loss[0].detach(), *call.args[1:]), result=loss.detach())
     program = recording.program(loss, made_loss)
     return Point(forward, repeat, parameters, loss, made_loss, call, program, recording.start, evaluation)
 
 
 def _on_outputs(call: LossCall, outputs: list[Tensor]) -> bool:
-    return len(outputs) == 1 and len(call.args) > 0 and call.args[0] is outputs[0]
+    """Whether the only output is what the loss is taken of, and targets and weights were not made of it."""
+    if len(outputs) != 1 or not call.args or call.args[0] is not outputs[0]:
+        return False
+    return not any(t.requires_grad for t in tensors_in([call.args[1:], call.kwargs]))
 
 
-def _leaves(outputs: Any) -> list[Any]:
+def _leaves(outputs: object) -> list[object]:
     """All leaves of nested outputs; dataclasses are opened too."""
-    leaves = []
+    leaves: list[object] = []
     for leaf in pytree.tree_leaves(outputs):
         if dataclasses.is_dataclass(leaf) and not inspect.isclass(leaf):
             leaves += _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
@@ -169,12 +173,13 @@ def _drawable(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def frontier(loss: Tensor, outputs: Sequence[Any]) -> list[int]:
+def frontier(loss: Tensor, outputs: Sequence[object]) -> list[Tensor]:
     """Which of the outputs the loss was computed from directly, and not by way of another output.
 
     A model may return intermediate results beside its predictions; they are not what J and H are about.
     """
-    edges = {_edge(z): i for i, z in enumerate(outputs) if isinstance(z, Tensor) and z.requires_grad}
+    tensors = [z for z in outputs if isinstance(z, Tensor) and z.requires_grad]
+    edges = {_edge(z): i for i, z in enumerate(tensors)}
     found: set[int] = set()
     seen = set()
     stack = [_edge(loss)]
@@ -185,10 +190,10 @@ def frontier(loss: Tensor, outputs: Sequence[Any]) -> list[int]:
         elif edge[0] is not None and edge[0] not in seen:
             seen.add(edge[0])
             stack.extend(edge[0].next_functions)
-    return sorted(found)
+    return [tensors[i] for i in sorted(found)]
 
 
-def _edge(tensor: Tensor) -> tuple[Any, int]:
+def _edge(tensor: Tensor) -> tuple[Node | None, int]:
     """A tensor's place in the graph; for a parameter that is returned as it is, that of its leaf."""
     if tensor.grad_fn is not None:
         return tensor.grad_fn, tensor.output_nr
@@ -196,7 +201,7 @@ def _edge(tensor: Tensor) -> tuple[Any, int]:
         return tensor.view_as(tensor).grad_fn.next_functions[0]  # type: ignore[union-attr]
 
 
-def split_return(returned: Any, forward: Forward) -> tuple[Tensor, Any]:
+def split_return(returned: object, forward: Forward) -> tuple[Tensor, object]:
     """Take what a closure returned apart into the loss, a scalar tensor, and the outputs (None where absent)."""
     loss, outputs = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     if not isinstance(loss, Tensor):
@@ -211,7 +216,7 @@ def split_return(returned: Any, forward: Forward) -> tuple[Tensor, Any]:
     return loss, outputs
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}: ({', '.join(type(item).__name__ for item in value)})"
     return type(value).__name__

@@ -11,29 +11,21 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from latephase.curvature.autograd_graph import is_custom, newest_node, parameter_below
-from latephase.curvature.program import Call, External, Parameter, Program, Result, Settings, build, mapped, metadata
+from latephase.curvature.loss_hessians import FORMS, LossCall
+from latephase.curvature.program import Call, External, Metadata, Parameter, Program, Result, build, mapped
+from latephase.curvature.settings import Settings
 from latephase.random_state import rng_state
-from latephase.watching import storage_of, tensors_in
+from latephase.watching import is_plain, storage_of, tensors_in, version_of
 
+Function = Callable[..., object]
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, torch.nn.Module)
-LOSSES = (F.cross_entropy, F.mse_loss, F.binary_cross_entropy_with_logits)
-
-
-class LossCall(NamedTuple):
-    """A call of one of PyTorch's loss functions, and its result."""
-
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Tensor
 
 
 class Recording(TorchFunctionMode):
@@ -51,7 +43,7 @@ class Recording(TorchFunctionMode):
         super().__init__()
         self._parameters = parameters
         self._known: dict[int, tuple[weakref.ref[Tensor], Parameter | Result]] = {
-            id(p): (weakref.ref(p), Parameter(i, metadata(p))) for i, p in enumerate(parameters)
+            id(p): (weakref.ref(p), Parameter(i, Metadata.of(p))) for i, p in enumerate(parameters)
         }
         self._calls: list[Call] = []
         self._results = 0
@@ -65,39 +57,45 @@ class Recording(TorchFunctionMode):
         return build(self._calls, ends, self._unseen)
 
     def __torch_function__(
-        self, func: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, kinds: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():  # what is asked here, nobody needs to see
             given = list(tensors_in([args, kwargs]))
-            origins = self._origins(args), self._origins(kwargs)
-            versions = [_version(t) for t in given]
+            # Every tensor replaced by where it came from; no container is shared.
+            origins = mapped(args, self._traced), mapped(kwargs, self._traced)
+            versions = [version_of(t) for t in given]
             stream = None if any(t.requires_grad for t in given) else rng_state(self._parameters[0].device)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             results = list(tensors_in(result))
-            written = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+            written = [t for t, version in zip(given, versions, strict=True) if version_of(t) != version]
             if stream is None and _calls_back(args, kwargs):
-                self._unseen = self._unseen or f"{func.__name__} with a Python function"
+                self._unseen = self._unseen or f"{getattr(func, '__name__', func)} with a Python function"
             if results or written:
                 self._keep(func, origins, given, results, written, random=stream is not None and self._moved(stream))
-            if func in LOSSES and results and result.requires_grad:
+            if func in FORMS and isinstance(result, Tensor) and result.requires_grad:
                 self.loss_calls.append(LossCall(func, args, kwargs, result))
         return result
 
     def _keep(
-        self, func: Any, origins: Any, given: list[Tensor], results: list[Tensor], written: list[Tensor], random: bool
+        self,
+        func: Function,
+        origins: tuple[tuple[object, ...], dict[str, object]],
+        given: list[Tensor],
+        results: list[Tensor],
+        written: list[Tensor],
+        random: bool,
     ) -> None:
         active = torch.is_grad_enabled() and any(t.requires_grad for t in (*results, *written))
         numbers = tuple(range(self._results, self._results + len(results)))
         self._calls.append(
             Call(
                 func,
-                origins[0],
-                origins[1],
+                *origins,
                 Settings.now(func),
                 numbers,
-                tuple(metadata(t) for t in results),
+                tuple(Metadata.of(t) for t in results),
                 frozenset(map(_storage, written)),
                 frozenset(map(_storage, (*given, *results))),
                 active,
@@ -111,9 +109,8 @@ class Recording(TorchFunctionMode):
     def _moved(self, stream: list[Tensor]) -> bool:
         return not all(map(torch.equal, stream, rng_state(self._parameters[0].device)))
 
-    def _origins(self, value: Any) -> Any:
-        """The same arguments with every tensor replaced by where it came from; no container is shared."""
-        return mapped(value, lambda leaf: self._origin(leaf) if isinstance(leaf, Tensor) else leaf)
+    def _traced(self, leaf: object) -> object:
+        return self._origin(leaf) if isinstance(leaf, Tensor) else leaf
 
     def _origin(self, tensor: Tensor) -> Parameter | Result | External:
         known = self._known.get(id(tensor))
@@ -122,9 +119,9 @@ class Recording(TorchFunctionMode):
             self._notice(tensor.grad_fn)
         if isinstance(origin, Parameter) or (isinstance(origin, Result) and origin.active):
             return origin
-        return External(tensor, None if origin is None else origin.number, metadata(tensor), _storage(tensor))
+        return External(tensor, None if origin is None else origin.number, Metadata.of(tensor), _storage(tensor))
 
-    def _notice(self, node: Any) -> None:
+    def _notice(self, node: Node) -> None:
         """Remember that a tensor has a graph that no recorded call has made."""
         if node._sequence_nr() > self.start:
             self._unseen = self._unseen or node.name().removesuffix("Backward")
@@ -142,15 +139,10 @@ def refuse_made_before(p: Tensor | None) -> None:
         )
 
 
-def _calls_back(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _calls_back(args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether a Python function is among the arguments of a call: a hook, a distance, …."""
     return any(isinstance(arg, FUNCTIONS) for arg in (*args, *kwargs.values()))
 
 
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
-
-
 def _storage(tensor: Tensor) -> int:
-    plain = tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return storage_of(tensor) if plain else id(tensor)
+    return storage_of(tensor) if is_plain(tensor) else id(tensor)

@@ -10,7 +10,7 @@ from torch import nn
 
 from latephase.study.data import Data, Split
 from latephase.study.problems.check import ProblemError, check_data, check_network
-from latephase.study.training import train
+from latephase.study.runs.training import train
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import datasets
 import pytest
 import torch
-from tests.study.hub_files import SOURCES, write_copy
+from tests.study.data.hub_files import SOURCES, write_copy
 
 from latephase import HessianFree
-from latephase.study import batches
-from latephase.study.evaluation import evaluate
+from latephase.study.data import batches
 from latephase.study.problems import PROBLEMS
+from latephase.study.runs.evaluation import evaluate
 
 DATA_SETS = {
     "cifar10_3c3d": "cifar10",

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from latephase import HessianFree
-from latephase.study.evaluation import evaluate
 from latephase.study.problems import PROBLEMS
 from latephase.study.problems.poisson_pinn import BOUNDARY, INTERIOR, exact
+from latephase.study.runs.evaluation import evaluate
 
 PROBLEM = PROBLEMS["poisson_pinn"]
 DATA = PROBLEM.load_data(None)

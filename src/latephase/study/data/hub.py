@@ -6,12 +6,16 @@ from functools import partial
 from glob import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from latephase.study.data.split import DataError, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import Table
 
 _PATIENCE = 10.0  # seconds for the first answer of the hub
 _BATCH = 1000  # images held in both forms, encoded and decoded
@@ -133,7 +137,7 @@ def _read_split(source: HubImages, folder: Path, split: str) -> Split:
     return _read_table(source, _load(files, where), where)
 
 
-def _load(files: list[Path], where: str) -> Any:
+def _load(files: list[Path], where: str) -> "Dataset":
     from datasets import Dataset
 
     try:
@@ -147,7 +151,7 @@ def _load(files: list[Path], where: str) -> Any:
 # ---------------------------------------------------------------------- from tables to tensors
 
 
-def _read_table(source: HubImages, table: Any, where: str) -> Split:
+def _read_table(source: HubImages, table: "Dataset", where: str) -> Split:
     """Decode a split's images. Bounds memory: besides the tensors, the encoded images of one batch."""
     for column in (source.image, source.label):
         if column not in table.column_names:
@@ -168,7 +172,7 @@ def _read_table(source: HubImages, table: Any, where: str) -> Split:
     return Split(torch.from_numpy(images).float().div_(255), torch.from_numpy(labels))
 
 
-def _labels(source: HubImages, batch: Any, where: str) -> "np.ndarray[Any, Any]":
+def _labels(source: HubImages, batch: "Table", where: str) -> np.ndarray:
     labels = batch[source.label].to_numpy()
     expected = f"expected whole numbers from 0 to {source.classes - 1}"
     if labels.dtype.kind not in "iu":  # with gaps, too, they are floating-point numbers
@@ -179,7 +183,7 @@ def _labels(source: HubImages, batch: Any, where: str) -> "np.ndarray[Any, Any]"
     return labels
 
 
-def _encoded(source: HubImages, batch: Any, where: str) -> list[bytes | None]:
+def _encoded(source: HubImages, batch: "Table", where: str) -> list[bytes | None]:
     column = batch[source.image].combine_chunks()
     try:
         return column.field("bytes").to_pylist()
@@ -189,7 +193,7 @@ def _encoded(source: HubImages, batch: Any, where: str) -> list[bytes | None]:
         ) from error
 
 
-def _pixels(encoded: bytes | None, shape: tuple[int, int, int], where: str) -> "np.ndarray[Any, Any]":
+def _pixels(encoded: bytes | None, shape: tuple[int, int, int], where: str) -> np.ndarray:
     """Return an image as [channels, height, width]."""
     from PIL import Image
 

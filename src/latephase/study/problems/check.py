@@ -1,7 +1,5 @@
 """What a problem must be like, seen before anything is trained."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from latephase.study.data import Data, Split
@@ -12,7 +10,7 @@ class ProblemError(ValueError):
     """A problem cannot be studied as it is. The message names the argument, its value and what is allowed."""
 
 
-def check_data(problem: Problem, data: Any) -> Data:
+def check_data(problem: Problem, data: object) -> Data:
     """Return what a problem's ``load_data`` returned.
 
     Raises:
@@ -36,7 +34,7 @@ def check_network(problem: Problem) -> None:
     Raises:
         ProblemError: If it is none, or has no parameter that is trained.
     """
-    network: Any = problem.build_model()
+    network: object = problem.build_model()
     if not isinstance(network, nn.Module):
         raise ProblemError(f"build_model of {problem.name!r} must return a torch.nn.Module, not {_kind(network)}")
     parameters = list(network.parameters())
@@ -48,7 +46,7 @@ def check_network(problem: Problem) -> None:
         )
 
 
-def _check_split(what: str, split: Any) -> None:
+def _check_split(what: str, split: object) -> None:
     if not isinstance(split, Split):
         raise ProblemError(f"{what} must be a latephase.study.data.Split, not {_kind(split)}")
     for name in ("inputs", "targets"):
@@ -63,7 +61,7 @@ def _check_split(what: str, split: Any) -> None:
         raise ProblemError(f"{what} must have at least one example, not 0")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return "None" if value is None else type(value).__name__

@@ -1,9 +1,9 @@
 """What a test problem is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,13 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 ACCURACY = Metric("accuracy", accuracy, percent=True)
+
+
+class Group(TypedDict):
+    """A parameter group, as optimizers take them."""
+
+    params: list[nn.Parameter]
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,12 @@ class Problem:
         for name in ("build_model", "load_data", "loss"):
             checks.function(name, getattr(self, name))
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return what a training depends on besides code and data, in plain numbers and strings."""
         names = ("name", "lr", "batch_size", "epochs", "weight_decay")
         return {name: getattr(self, name) for name in names}
 
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: nn.Module) -> list[Group]:
         """Return the parameters to train in two groups: weights with weight decay, biases without.
 
         A weight is what has more than one dimension; so the scales of normalisation layers count as biases. Frozen
@@ -110,3 +117,13 @@ class Problem:
         """Return ½·wd·‖θ‖² over the weights to train: what no strategy can change is not part of the objective."""
         groups = self.parameter_groups(model)
         return sum(0.5 * g["weight_decay"] * p.square().sum().item() for g in groups for p in g["params"])
+
+    @torch.no_grad()  # else gradients would know that they depend on the weights, and optimizers might differentiate it
+    def add_l2_gradient(self, weights: Sequence[nn.Parameter]) -> None:
+        """Add the gradient of the L2 term to those of the weights; where the loss does not depend on one it is all."""
+        for p in weights:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in weights if p.grad is not None]
+        if grads:
+            torch._foreach_add_(grads, list(weights), alpha=self.weight_decay)

@@ -1,0 +1,1 @@
+"""What came of the runs, as tables, and how good it is."""

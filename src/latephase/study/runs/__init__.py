@@ -1,0 +1,1 @@
+"""Runs: what they are, how they are carried out, and where they are kept."""

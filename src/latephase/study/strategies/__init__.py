@@ -1,0 +1,1 @@
+"""Late-phase strategies, one file each, and yours."""

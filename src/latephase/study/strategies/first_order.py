@@ -1,0 +1,101 @@
+"""Optimizers of `torch.optim`'s kind, one gradient per step; SGD with the paper's four schedules among them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from latephase.study.data import Data
+from latephase.study.data.batches import endless
+from latephase.study.problems import Problem
+from latephase.study.strategies.options import defaults, plain
+from latephase.study.strategies.schedules import Schedule, constant, cosine, plateau, tenth
+from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Strategy, Trainer
+from latephase.study.strategies.style import Style
+from latephase.study.strategies.trainer import NetworkTrainer
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """An optimizer of `torch.optim`'s kind, one gradient per step.
+
+    The objective contains the problem's L2 term whatever the optimizer, so all minimise the same. Weight decay of
+    another kind (AdamW's) comes on top where ``options`` ask for it.
+
+    Attributes:
+        name: What tables and figures call it.
+        optimizer: Makes the optimizer from parameters and options.
+        lr: The learning rate before the schedule; None for the problem's α.
+        schedule: Scales the learning rate.
+        options: Further arguments of the optimizer.
+
+    Raises:
+        ValueError: If the optimizer does not take these options.
+    """
+
+    name: str
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    lr: float | None = None
+    schedule: Schedule = constant
+    options: Mapping[str, object] = field(default_factory=dict)
+    family: ClassVar[Family] = Family.FIRST_ORDER
+
+    def __post_init__(self) -> None:
+        lr = {} if self.lr is None else {"lr": self.lr}
+        try:
+            self.optimizer([nn.Parameter(torch.zeros(2, 2))], **lr, **self.options)
+        except Exception as error:  # whatever an optimizer raises
+            raise ValueError(f"strategy {self.name!r}: {error}") from error
+
+    def settings(self) -> Settings:
+        """See `Strategy.settings`."""
+        own = {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule.__name__, **self.options}
+        return {name: plain(value) for name, value in own.items()}
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+        """See `Strategy.start`."""
+        lr = problem.lr if self.lr is None else self.lr
+        decayed, others = (group["params"] for group in problem.parameter_groups(model))
+        optimizer = self.optimizer([{"params": decayed}, {"params": others}], lr=lr, **self.options)
+        factor = self.schedule()
+        stream = endless(data, problem.batch_size, generator)
+        loss: Tensor | None = None
+
+        def step(spent: float) -> Step:
+            nonlocal loss
+            batch = next(stream)
+            now = lr * factor(spent, loss)
+            for group in optimizer.param_groups:
+                group["lr"] = now
+            optimizer.zero_grad()
+            objective = problem.loss(model(batch.inputs), batch.targets)
+            objective.backward()
+            problem.add_l2_gradient(decayed)
+            optimizer.step()
+            loss = objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
+            return Step(1.0, now)
+
+        return NetworkTrainer(step, model)
+
+
+SGD_CONSTANT = FirstOrder("sgd_constant")
+SGD_TENTH = FirstOrder("sgd_tenth", schedule=tenth)
+SGD_COSINE = FirstOrder("sgd_cosine", schedule=cosine)
+SGD_PLATEAU = FirstOrder("sgd_plateau", schedule=plateau)
+
+
+def _declared(sgd: FirstOrder, style: Style) -> Declaration:
+    def build(name: str, problem: Problem, examples: int, *, lr: float | None = None, **options: object) -> Strategy:
+        return sgd if name == sgd.name else replace(sgd, name=name, lr=lr, options=options)
+
+    return Declaration(sgd.name, Family.FIRST_ORDER, style, build, tuple(defaults(torch.optim.SGD)))
+
+
+DECLARATIONS = (
+    _declared(SGD_CONSTANT, Style("#6b6b6b", "#b4b4b4", (), "o")),
+    _declared(SGD_TENTH, Style("#00946c", "#1fbf92", (5.0, 1.6), "s")),
+    _declared(SGD_COSINE, Style("#0072b2", "#56b4e9", (6.0, 1.5, 1.0, 1.5), "D")),
+    _declared(SGD_PLATEAU, Style("#b85f92", "#e29bc4", (3.0, 1.0, 1.0, 1.0, 1.0, 1.0), "v")),
+)

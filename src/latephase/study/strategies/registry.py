@@ -1,0 +1,11 @@
+"""The package's strategies: a new one is a new file, and its name here."""
+
+from importlib import import_module
+
+from latephase.study.strategies.strategy import Declaration
+
+FILES = ("first_order", "swa", "lbfgs", "hf")  # in the order in which a study takes them
+
+DECLARATIONS: tuple[Declaration, ...] = tuple(
+    declaration for file in FILES for declaration in import_module(f"{__package__}.{file}").DECLARATIONS
+)
