@@ -16,7 +16,7 @@ from torch import Tensor
 from latephase import CGStop
 from latephase.parts import DampedProblem, Direct
 from latephase.parts.solver import Factor, NoSolutionError
-from latephase.parts.system import System
+from latephase.parts.system import System, lower_gram
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -162,3 +162,10 @@ def test_bad_settings(settings: dict[str, float]):
 def test_bad_types():
     with pytest.raises(TypeError, match="accelerate"):
         Direct(accelerate=1)
+
+
+@property_test
+@given(seeds, st.integers(1, 20), st.integers(1, 20))
+def test_lower_gram_is_right_in_and_below_the_diagonal(seed: int, n: int, k: int):
+    A = draw(seed, n, k)
+    torch.testing.assert_close(lower_gram(A).tril(), (A @ A.T).tril())

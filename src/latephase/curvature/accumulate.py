@@ -123,16 +123,10 @@ class Accumulated:
         rho = torch.cat([weight * rho for weight, (_, rho) in zip(weights, pieces, strict=True)])
         return R, rho, max(root.blocks.shape[1] for root in self._roots)
 
-    def outputs(self) -> list[list[Tensor]]:
-        """The outputs of every part at the point where the parameters are now."""
-        return [[z.detach() for z in term.evaluate().outputs] for term in self._terms]
-
-    def second(self, above: list[list[Tensor]], below: list[list[Tensor]], h: float) -> Tensor:
-        """Return √H ∂²z/∂p² from the outputs at θ ± hp, in the rows of the last factor: shape (M,)."""
-        return torch.cat([
-            term.weight**0.5 * operator.second(root, a, b, h)
-            for term, operator, root, a, b in zip(self._terms, self._ggns(), self._roots, above, below, strict=True)
-        ])  # fmt: skip
+    def second(self, p: Tensor) -> Tensor:
+        """Return √H ∂²z/∂p² in the rows of the last factor: shape (M,)."""
+        pieces = zip(self._terms, self._ggns(), self._roots, strict=True)
+        return torch.cat([term.weight**0.5 * operator.second(root, p) for term, operator, root in pieces])
 
     def _ggns(self) -> list[GGN]:
         operators = (self._operators[term.forward] for term in self._terms)

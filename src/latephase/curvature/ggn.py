@@ -11,7 +11,7 @@ from latephase.curvature.engines.double_backward import DoubleBackward
 from latephase.curvature.engines.engine import Factors
 from latephase.curvature.engines.linearize import Linearization, trace
 from latephase.curvature.factor import Roots, roots
-from latephase.curvature.jacobian import NotBySampleError, rows, sampled
+from latephase.curvature.jacobian import NotBySampleError, outputs_at, rows, sampled
 from latephase.curvature.ladder import Choice, CurvatureError, EngineAt, Ladder, Remark, Rung, Verdict, said
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.math_kernels import evaluated_with_math_kernels, math_kernels
@@ -24,6 +24,7 @@ from latephase.curvature.verify import (
     check,
     check_loss_hessian,
     check_transposed,
+    coarsest,
     difference_and_norm,
     gain,
     inner,
@@ -98,8 +99,14 @@ class GGN(CurvatureOperator[Factors]):
             raise NotBySampleError(f"the outputs are no function of each sample alone ({said(error)})") from error
         return R.to(self._parameters.dtype), root.solve(self._engine.slopes).to(self._parameters.dtype)
 
-    def second(self, root: Roots, above: list[Tensor], below: list[Tensor], h: float) -> Tensor:
-        """Return √H ∂²z/∂p² from the outputs at θ ± hp, shape (M,)."""
+    def second(self, root: Roots, p: Tensor) -> Tensor:
+        """Return √H ∂²z/∂p² for p of shape (P,) by differences of the outputs at θ ± hp; shape (M,)."""
+        h = 0.01 if coarsest(self._point) < 1e-10 else 0.1  # the noise of rounding grows with the inverse square
+        step = self._parameters.split(h * p)
+        above, below = (
+            outputs_at(self._point, [q.detach() + side * s for q, s in zip(self._point.leaves, step, strict=True)])
+            for side in (1.0, -1.0)
+        )
         z = [z.detach() for z in self._point.outputs]
         bend = [(a - 2.0 * m + b) / h**2 for a, m, b in zip(above, z, below, strict=True)]
         return root.times(bend).to(self._parameters.dtype)

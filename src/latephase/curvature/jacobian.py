@@ -74,6 +74,14 @@ def sampled(point: Point) -> Sampled:
     return Sampled(program._replace(calls=calls, ends=program.ends[1:]), inputs, dims, n)
 
 
+def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a point's program where the parameters are ``tensors``, with the same random numbers."""
+    program = point.program._replace(ends=point.program.ends[1:])
+    calls = needed(program.calls, program.ends)
+    with point.repeat.draws(), torch.no_grad():
+        return replay(program._replace(calls=calls), tensors, [tensor.detach() for tensor, _ in program.inputs])
+
+
 def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
     """Return Jᵀu for every sample n and each of its cotangents u_nk.
 

@@ -23,7 +23,7 @@ class System:
     def __init__(self, factor: Factor, g: Tensor, *, in_rows: bool) -> None:
         self.R = factor.R.double()
         self.rho, self.shift, self.in_rows, self._g = factor.rho.double(), factor.shift, in_rows, g
-        self.K = self.R @ self.R.T if in_rows else self.R.T @ self.R
+        self.K = lower_gram(self.R if in_rows else self.R.T)
         rest = g.double() - self.R.T @ self.rho
         negligible = float(rest.norm()) <= torch.finfo(g.dtype).eps ** 0.75 * float(g.norm())
         self.rest = None if negligible else rest
@@ -47,7 +47,17 @@ class System:
 
     def like_gradient(self, x: Tensor) -> Tensor:
         """A vector in the gradient's type."""
-        return x.to(self._g.dtype)
+        return x.type_as(self._g)
+
+
+def lower_gram(A: Tensor, blocks: int = 8) -> Tensor:
+    """AAᵀ for A of shape (n, k), right in and below the diagonal: little more than half of the work of all of it."""
+    n = len(A)
+    K = torch.zeros_like(A[:, :1]).expand(n, n).clone()
+    for part in range(blocks):
+        rows = slice(part * n // blocks, (part + 1) * n // blocks)
+        torch.mm(A[rows], A[: rows.stop].T, out=K[rows, : rows.stop])
+    return K
 
 
 class Damped:
