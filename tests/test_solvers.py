@@ -91,7 +91,7 @@ def test_a_step_that_meets_nan_leaves_nothing_behind(solver: str) -> None:
     ("options", "words"),
     [
         ({"curvature_opt": "hessian"}, "Hessian of the loss is no product"),
-        ({"solver": Direct(largest=2)}, "rows are more than the solver takes"),
+        ({"solver": Direct(largest=2)}, "samples are more than the solver takes"),
     ],
 )
 def test_what_it_cannot_work_on(options: dict[str, Any], words: str) -> None:

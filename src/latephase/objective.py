@@ -150,7 +150,7 @@ class ClosureObjective:
         assert curvature is not None
         return plus_scaled(curvature(v), self._weight_decay, v)
 
-    def factor(self, accept: Callable[[int], bool]) -> Factor | str:
+    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
         """Return C on B as a product of matrices, or say why there is none; see `Curvature.factor`."""
         if self._curvature is None:
             return "the products are the caller's own"
@@ -166,6 +166,13 @@ class ClosureObjective:
         assert self._curvature is not None
         self._losses += 2 * len(self._batches.curvature)
         return self._curvature.second(p)
+
+    def force(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H ∂²z/∂p² on B; see `Curvature.force`."""
+        if self._curvature is None:
+            return None
+        self._losses += 2 * len(self._batches.curvature)
+        return self._curvature.force(p)
 
     def _loss_here(self, theta: Tensor) -> float:
         """The loss on B̄ where the parameters are, which is ``theta``."""
@@ -190,7 +197,8 @@ class _ModelCurvature:
     """The curvature of an objective at θ; an object of its own, so that what is kept of a step keeps no cycle."""
 
     def __init__(self, objective: ClosureObjective) -> None:
-        self.factor, self.second, self._product = objective.factor, objective.second, objective.product
+        self.factor, self.second, self.force = objective.factor, objective.second, objective.force
+        self._product = objective.product
 
     def __call__(self, v: Tensor) -> Tensor:
         return self._product(v)

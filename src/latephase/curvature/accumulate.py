@@ -96,11 +96,11 @@ class Accumulated:
         assert total is not None
         return total
 
-    def factor(self, accept: Callable[[int], bool]) -> tuple[Tensor, Tensor, int] | str:
+    def factor(self, accept: Callable[[int, int], bool]) -> tuple[Tensor, Tensor, int] | str:
         """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
 
         Args:
-            accept: Says whether M rows are not too many.
+            accept: Says whether so many rows, of so many samples, are not too many.
 
         Returns:
             R, ρ, and how many backward passes the rows took; or the reason.
@@ -112,9 +112,11 @@ class Accumulated:
             return "the Hessian of the loss is no product of matrices"
         try:
             self._roots = [operator.roots() for operator in operators]
-            rows = sum(root.rows for root in self._roots)
-            if not accept(rows):
-                return f"{rows} rows are more than the solver takes"
+            rows, samples = (
+                sum(numbers) for numbers in zip(*((r.rows, len(r.blocks)) for r in self._roots), strict=True)
+            )
+            if not accept(rows, samples):
+                return f"{rows} rows of {samples} samples are more than the solver takes"
             pieces = [operator.rows(root) for operator, root in zip(operators, self._roots, strict=True)]
         except NotBySampleError as error:
             return str(error)
@@ -128,8 +130,16 @@ class Accumulated:
         pieces = zip(self._terms, self._ggns(), self._roots, strict=True)
         return torch.cat([term.weight**0.5 * operator.second(root, p) for term, operator, root in pieces])
 
+    def force(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H ∂²z/∂p², shape (P,); None where not every part has a program and is in memory."""
+        operators = self._ggns()
+        if len(operators) < len(self._terms) or not all(operator.can_bend for operator in operators):
+            return None
+        forces = [term.weight * operator.force(p) for term, operator in zip(self._terms, operators, strict=True)]
+        return torch.stack(forces).sum(dim=0)
+
     def _ggns(self) -> list[GGN]:
-        operators = (self._operators[term.forward] for term in self._terms)
+        operators = (self._operators.get(term.forward) for term in self._terms)
         return [operator for operator in operators if isinstance(operator, GGN)]
 
     def _linearise(self, term: Term) -> GGN | Hessian:

@@ -100,7 +100,20 @@ class GGN(CurvatureOperator[Factors]):
         return R.to(self._parameters.dtype), root.solve(self._engine.slopes).to(self._parameters.dtype)
 
     def second(self, root: Roots, p: Tensor) -> Tensor:
-        """Return √H ∂²z/∂p² for p of shape (P,) by differences of the outputs at θ ± hp; shape (M,)."""
+        """Return √H ∂²z/∂p² for p of shape (P,); shape (M,)."""
+        return root.times(self._bend(p)).to(self._parameters.dtype)
+
+    @property
+    def can_bend(self) -> bool:
+        """Whether `force` can be computed."""
+        return self._point.program.unseen is None
+
+    def force(self, p: Tensor) -> Tensor:
+        """Return Jᵀ H ∂²z/∂p² for p of shape (P,); shape (P,)."""
+        return self._parameters.join(self._engine.vjp(self._hvp(self._bend(p))))
+
+    def _bend(self, p: Tensor) -> list[Tensor]:
+        """∂²z/∂p² by differences of the outputs at θ ± hp."""
         h = 0.01 if coarsest(self._point) < 1e-10 else 0.1  # the noise of rounding grows with the inverse square
         step = self._parameters.split(h * p)
         above, below = (
@@ -108,8 +121,7 @@ class GGN(CurvatureOperator[Factors]):
             for side in (1.0, -1.0)
         )
         z = [z.detach() for z in self._point.outputs]
-        bend = [(a - 2.0 * m + b) / h**2 for a, m, b in zip(above, z, below, strict=True)]
-        return root.times(bend).to(self._parameters.dtype)
+        return [(a - 2.0 * m + b) / h**2 for a, m, b in zip(above, z, below, strict=True)]
 
     def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
         """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from torch import Tensor
 
 from latephase.checks import boolean, positive, positive_integer
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System
+from latephase.parts.trials import Trial, bent, search
 from latephase.records import CGStop
-
-
-class Trial(NamedTuple):
-    """A step for λ times a factor, the loss after it, and what the model promised."""
-
-    factor: float
-    step: Tensor
-    loss: float
-    predicted: float
 
 
 @dataclass(frozen=True)
@@ -29,13 +17,13 @@ class Direct:
     """Solve for the step by a Cholesky factorisation, in the smaller of parameter space (P×P) and row space (M×M).
 
     λ is searched by trial losses, from the last one down or up for as long as the loss gets lower: each trial is one
-    more factorisation of the same matrix. A step is bent along the curve that the outputs take: with v the solution
-    of the damped model and a that of the same system for the second derivative of the outputs along v, it is
-    v − ½a (geodesic acceleration, Transtrum & Sethna 2012), unless that leads too far from v.
+    more factorisation of the same matrix. Steps are bent, see `bent`.
 
     Attributes:
         accelerate: Whether steps are bent.
         largest: The largest matrix to factorise, in rows; where both spaces are larger there is no step.
+        gradients: The most that the matrix may cost, in gradients: it takes rows · P · min(rows, P) multiplications,
+            and a gradient some 30 · P · samples. Infinite for no limit.
         spacing: The factor between two λ that are tried, above 1.
         trials: Most λ per step.
         bend: A step is bent where ½‖a‖ ≤ bend · ‖v‖.
@@ -43,48 +31,41 @@ class Direct:
 
     accelerate: bool = True
     largest: int = 6000
+    gradients: float = math.inf
     spacing: float = 4.0
     trials: int = 12
     bend: float = 0.75
 
     def __post_init__(self) -> None:
-        boolean("accelerate", self.accelerate)
         positive_integer("largest", self.largest)
-        positive_integer("trials", self.trials)
-        positive("bend", self.bend)
-        if not positive("spacing", self.spacing) > 1.0:
-            raise ValueError(f"spacing must be above 1, not {self.spacing!r}")
+        if not self.gradients > 0.0:
+            raise ValueError(f"gradients must be > 0, not {self.gradients!r}")
+        check_trials(self.accelerate, self.spacing, self.trials, self.bend)
+
+    def accepts(self, rows: int, samples: int, parameters: int) -> bool:
+        """Whether a problem of this size is not too large."""
+        smaller = min(rows, parameters)
+        return smaller <= self.largest and rows * smaller <= 30.0 * samples * self.gradients
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
-        P, loss_0 = problem.b.numel(), problem.loss_0
-        factor = problem.curvature.factor(lambda M: min(M, P) <= self.largest)
+        if problem.preconditioner is not None:
+            raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
+        P = problem.b.numel()
+        factor = problem.curvature.factor(lambda rows, samples: self.accepts(rows, samples, P))
         if isinstance(factor, str):
-            raise NoSolutionError(f"a direct solve is not possible: {factor}")
+            raise NoSolutionError(f"a direct solve is not possible ({factor})")
         one_number = isinstance(factor.shift, float) and isinstance(problem.damping, float)
         system = System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
         if not system.finite:
             return Path({}, 0.0, stop=CGStop.NON_FINITE)
-        best = self._search(lambda factor: self._trial(problem, system, factor), loss_0)
-        if not best.loss < loss_0:
-            return Path({}, 0.0, damping_factor=best.factor)
-        return Path({1: best.step}, best.predicted, 1, CGStop.SOLVED, damping_factor=best.factor, losses={1: best.loss})
-
-    def _search(self, trial: Callable[[float], Trial], loss_0: float) -> Trial:
-        """Try λ times powers of the spacing, down while the loss gets lower, else up; return the best trial."""
-        best, tried = trial(1.0), 1
-        for ratio in (1.0 / self.spacing, self.spacing):
-            if ratio < 1.0 and not best.loss < loss_0:
-                continue  # too long already
-            start = best
-            while tried < self.trials:
-                following, tried = trial(best.factor * ratio), tried + 1
-                if best.loss < loss_0 and not following.loss < best.loss:
-                    break
-                best = following
-            if best is not start:
-                break
-        return best
+        best = search(
+            lambda factor: self._trial(problem, system, factor),
+            problem.loss_0,
+            spacing=self.spacing,
+            most=self.trials,
+        )
+        return best.path(problem.loss_0, 1, CGStop.SOLVED, f"direct, {len(system.K)} × {len(system.K)}")
 
     def _trial(self, problem: DampedProblem, system: System, factor: float) -> Trial:
         """The step for ``factor`` · λ, and the loss after it."""
@@ -93,8 +74,19 @@ class Direct:
             return Trial(factor, problem.b, math.inf, 0.0)
         step = v = damped.step()
         if self.accelerate:
-            a = damped.of_rows(problem.curvature.second(v))
-            bent = v - 0.5 * a
-            if 0.5 * float(a.norm()) <= self.bend * float(v.norm()) and float(problem.b.dot(bent)) > 0.0:
-                step = bent
+            step = bent(v, damped.of_rows(problem.curvature.second(v)), problem.b, self.bend)
         return Trial(factor, step, problem.loss_at(step), predicted=-0.5 * float(problem.b.dot(v)))
+
+
+def check_trials(accelerate: bool, spacing: float, trials: int, bend: float) -> None:
+    """Check the settings that solvers with trials of λ share.
+
+    Raises:
+        TypeError: For a wrong type.
+        ValueError: For a number that is not allowed.
+    """
+    boolean("accelerate", accelerate)
+    positive_integer("trials", trials)
+    positive("bend", bend)
+    if not positive("spacing", spacing) > 1.0:
+        raise ValueError(f"spacing must be above 1, not {spacing!r}")

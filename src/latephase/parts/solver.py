@@ -39,15 +39,18 @@ class Curvature(Protocol):
     def __call__(self, v: Tensor) -> Tensor:
         """Return Gv, for v of shape (P,)."""
 
-    def factor(self, accept: Callable[[int], bool]) -> Factor | str:
+    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
         """Return G as a product of matrices, or say why there is none.
 
         Args:
-            accept: Says whether M rows are not too many, before they are computed.
+            accept: Says whether so many rows M, of so many samples, are not too many, before they are computed.
         """
 
     def second(self, p: Tensor) -> Tensor:
         """Return √H ∂²z/∂p², shape (M,): how the outputs bend along p, in the rows of the last factor."""
+
+    def force(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H ∂²z/∂p², shape (P,): the same in parameter space; None where it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Path:
         warm_started: Whether they began at the last solution rather than at zero.
         damping_factor: What the solver itself multiplies λ by, if it measured that; None leaves it to the rule.
         losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
+        method: How the steps were found, and why so, for people.
     """
 
     steps: Mapping[int, Tensor]
@@ -103,6 +107,7 @@ class Path:
     warm_started: bool = False
     damping_factor: float | None = None
     losses: Mapping[int, float] = field(default_factory=dict)
+    method: str = ""
 
     @property
     def last(self) -> int:
@@ -112,7 +117,12 @@ class Path:
     @property
     def statistics(self) -> dict[str, Any]:
         """What a step's record says of it."""
-        return {"cg_iterations": self.iterations, "cg_stop": self.stop, "warm_started": self.warm_started}
+        return {
+            "cg_iterations": self.iterations,
+            "cg_stop": self.stop,
+            "warm_started": self.warm_started,
+            "solver": self.method,
+        }
 
 
 class Solver(Protocol):
