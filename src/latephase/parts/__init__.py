@@ -14,7 +14,24 @@ from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchR
 from latephase.parts.solver import DampedProblem, Path, Solver
 
 __all__ = [
-    "CG", "SOLVERS", "Armijo", "Auto", "Backtracking", "ConstantDamping", "DampedProblem", "DampingRule", "Direct", "FullStep", "Krylov",
-    "LastIterate", "LevenbergMarquardt", "LineSearch", "LineSearchResult", "Path", "Solver", "StepChoice", "chosen",
+    "CG",
+    "SOLVERS",
+    "Armijo",
+    "Auto",
+    "Backtracking",
+    "ConstantDamping",
+    "DampedProblem",
+    "DampingRule",
+    "Direct",
+    "FullStep",
+    "Krylov",
+    "LastIterate",
+    "LevenbergMarquardt",
+    "LineSearch",
+    "LineSearchResult",
+    "Path",
+    "Solver",
+    "StepChoice",
+    "chosen",
     "chosen_solver",
-]  # fmt: skip
+]
