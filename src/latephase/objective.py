@@ -56,6 +56,9 @@ class Objective(Protocol):
     def loss(self, theta: Tensor) -> float:
         """Return the loss on B̄ at a trial point, shape (P,); infinite where there is none."""
 
+    def gradient(self, theta: Tensor) -> tuple[float, Tensor] | None:
+        """Return loss and gradient on B at a trial point; None where the gradient is the caller's own."""
+
 
 class Given(NamedTuple):
     """What the user has already: the gradient, shape (P,), and products with the curvature, without weight decay."""
@@ -126,6 +129,23 @@ class ClosureObjective:
             if is_failed_trial(error):
                 return math.inf
             raise
+
+    def gradient(self, theta: Tensor) -> tuple[float, Tensor] | None:
+        """See `Objective`."""
+        if self._grad is not None:
+            return None
+        loss, gradient = self._penalty(theta), self._weight_decay * theta
+        tensors = self._parameters.tensors
+        with at_trial_point(self._parameters, theta, self._theta):
+            for number, (forward, weight) in enumerate(self._batches.gradient):
+                with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
+                    value, _ = split_return(forward(), forward)
+                with evaluation.as_left():
+                    pieces = torch.autograd.grad(value, tensors, allow_unused=True)
+                gradient += weight * self._parameters.join(pieces)
+                loss += weight * float(value.detach())
+                self._gradients += 1
+        return loss, gradient
 
     def _loss_and_gradient(self) -> tuple[float | None, Tensor]:
         """The loss on B and its gradient; what stays in memory for the curvature is handed over to it."""

@@ -144,6 +144,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         path = self.solver(DampedProblem(
             G, minus_g, lam, self._last_solution(parameters), M, loss_0,
             loss_at=lambda p: objective.loss(theta + p),
+            gradient_at=lambda p: objective.gradient(theta + p),
+            loss_model=math.nan if loss_model is None else loss_model,
             wanted=self.backtracking.wanted,
             asynchronous=parameters.device.type != "cpu",
         ))  # fmt: skip

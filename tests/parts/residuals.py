@@ -49,7 +49,21 @@ class Residuals:
         self.asked.append(float(0.5 * r @ r))
         return self.asked[-1]
 
+    def gradient(self, p: Tensor) -> tuple[float, Tensor]:
+        r = self.rho + self.R @ p + 0.5 * self.second(p)
+        J = self.R + torch.einsum("mpq,p->mq", 0.5 * (self.Q + self.Q.mT), p)
+        return float(0.5 * r @ r + 0.5 * self.shift * p @ p), J.T @ r + self.shift * p
+
     @property
     def problem(self) -> DampedProblem:
         b = -self.R.T @ self.rho
-        return DampedProblem(self, b, self.damping, loss_0=float(0.5 * self.rho @ self.rho), loss_at=self.loss)
+        loss_0 = float(0.5 * self.rho @ self.rho)
+        return DampedProblem(
+            self,
+            b,
+            self.damping,
+            loss_0=loss_0,
+            loss_at=self.loss,
+            loss_model=loss_0,
+            gradient_at=self.gradient,
+        )

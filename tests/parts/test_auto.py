@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tests.parts.residuals import Residuals
 
-from latephase.parts import Auto, Direct, Krylov
+from latephase.parts import Auto, Direct, QuasiNewton
 
 
 def test_it_factorises_where_that_pays() -> None:
@@ -15,13 +15,13 @@ def test_it_factorises_where_that_pays() -> None:
     assert auto.method == direct.method == "direct, 4 × 4"
 
 
-def test_else_it_takes_a_krylov_space_and_says_why() -> None:
+def test_else_it_takes_the_other_way_and_says_why() -> None:
     residuals = Residuals(bent=0.3, M=9, P=7)
-    krylov = Krylov()(residuals.problem)
+    other = QuasiNewton()(residuals.problem)
     for direct in (Direct(largest=3), Direct(gradients=0.1)):
         auto = Auto(direct=direct)(residuals.problem)
-        assert auto.method == f"{krylov.method}, as a direct solve is not possible (too many rows)"
-        assert auto.steps.keys() == krylov.steps.keys()
+        assert auto.method == f"{other.method}, as a direct solve is not possible (too many rows)"
+        assert auto.steps.keys() == other.steps.keys()
 
 
 def test_what_a_factorisation_may_cost() -> None:

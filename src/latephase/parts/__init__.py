@@ -11,6 +11,7 @@ from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarqu
 from latephase.parts.direct import Direct
 from latephase.parts.krylov import Krylov
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
+from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, Path, Solver
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LineSearch",
     "LineSearchResult",
     "Path",
+    "QuasiNewton",
     "Solver",
     "StepChoice",
     "chosen",

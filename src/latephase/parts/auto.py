@@ -1,32 +1,32 @@
-"""The solver for whoever does not want to choose: direct where that pays, else by a Krylov space."""
+"""The solver for whoever does not want to choose: direct where that pays, else L-BFGS in the metric of curvature."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 from latephase.parts.direct import Direct
-from latephase.parts.krylov import Krylov
+from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Factorise where that costs no more than a Krylov space does, and is possible; else take the Krylov space.
+    """Factorise where that is possible and pays; else take a Krylov space and, in its metric, L-BFGS.
 
     What a factorisation costs follows from sizes alone, so that a resumed run chooses alike.
 
     Attributes:
         direct: The solver by factorisation, and how many gradients that may cost.
-        krylov: The other.
+        other: The other.
     """
 
     direct: Direct = field(default_factory=lambda: Direct(gradients=200.0))
-    krylov: Krylov = field(default_factory=Krylov)
+    other: QuasiNewton = field(default_factory=QuasiNewton)
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
         try:
             return self.direct(problem)
         except NoSolutionError as error:
-            path = self.krylov(problem)
+            path = self.other(problem)
             return replace(path, method=f"{path.method}, as {error}")

@@ -9,11 +9,18 @@ from latephase.parts.auto import Auto
 from latephase.parts.cg import CG
 from latephase.parts.direct import Direct
 from latephase.parts.krylov import Krylov
+from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import Solver
 
 Part = TypeVar("Part")
 
-SOLVERS: dict[str, type[Solver]] = {"cg": CG, "direct": Direct, "krylov": Krylov, "auto": Auto}
+SOLVERS: dict[str, type[Solver]] = {
+    "cg": CG,
+    "direct": Direct,
+    "krylov": Krylov,
+    "quasi-newton": QuasiNewton,
+    "auto": Auto,
+}
 """Solvers by name, each at its default settings."""
 
 

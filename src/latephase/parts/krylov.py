@@ -48,6 +48,10 @@ class Krylov:
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
+        return self.explore(problem)[0]
+
+    def explore(self, problem: DampedProblem) -> tuple[Path, Space | None]:
+        """The same, and the space; None where a number is not finite."""
         if problem.preconditioner is not None:
             raise NoSolutionError("a Krylov space for all dampings takes no preconditioner; use solver='cg'")
         # Where groups have different λ, the space is that of the scaled problem whose λ are all alike.
@@ -59,7 +63,7 @@ class Krylov:
             enough=lambda T, next_beta: _residual(T, lam, next_beta) <= self.tolerance,
         )
         if space is None:
-            return Path({}, 0.0, stop=CGStop.NON_FINITE)
+            return Path({}, 0.0, stop=CGStop.NON_FINITE), None
         best = search(
             lambda factor: self._trial(problem, space, factor, lam, scale),
             problem.loss_0,
@@ -67,7 +71,8 @@ class Krylov:
             most=self.trials,
         )
         stop = CGStop.MAX_ITERATIONS if len(space.V) == self.products else CGStop.RELATIVE_PROGRESS
-        return best.path(problem.loss_0, len(space.V), stop, f"Krylov space of {len(space.V)} vectors")
+        space.damping, space.scale = lam, scale
+        return best.path(problem.loss_0, len(space.V), stop, f"Krylov space of {len(space.V)} vectors"), space
 
     def _trial(self, problem: DampedProblem, space: Space, factor: float, lam: float, scale: Tensor | None) -> Trial:
         """The step for ``factor`` · λ, and the loss after it."""
@@ -86,6 +91,9 @@ class Krylov:
 class Space:
     """A Krylov space: an orthonormal basis V of shape (k, P), and T = VGVᵀ by its eigenvalues and -vectors."""
 
+    damping = 0.0
+    scale: Tensor | None = None
+
     def __init__(self, V: Tensor, T: Tensor, norm: float) -> None:
         self.V = V
         self._eigenvalues, self._Q = torch.linalg.eigh(T)
@@ -95,6 +103,14 @@ class Space:
     def positive(self, lam: float) -> bool:
         """Whether T + λI is positive definite."""
         return float(self._eigenvalues[0]) + lam > 0.0
+
+    def inverse(self, lam: float, v: Tensor) -> Tensor:
+        """Return (G + λ)⁻¹v: exact in the space, and as if the curvature were its least there beyond it."""
+        v = v if self.scale is None else self.scale * v
+        inside = self.V @ v
+        beyond = v - self.V.T @ inside
+        x = self.solve(lam, inside) + beyond / (lam + max(float(self._eigenvalues[0]), 0.0))
+        return x if self.scale is None else self.scale * x
 
     def solve(self, lam: float, y: Tensor) -> Tensor:
         """Return Vᵀ(T + λI)⁻¹y for y of shape (k,): a vector of shape (P,)."""

@@ -64,6 +64,8 @@ class DampedProblem:
         last_solution: What minimised the last step's model; None where nothing is remembered. The solver may
             overwrite it.
         preconditioner: ``v -> Mv``, an approximation of (G + λI)⁻¹; None for none.
+        loss_model: L(θ) on the model batch; NaN where the gradient is the caller's own.
+        gradient_at: ``p -> (loss, gradient)`` on the model batch at θ + p; None where it is the caller's own.
         loss_0: L(θ) on the evaluation batch.
         loss_at: ``p -> L(θ + p)`` there, for solvers that judge trial steps themselves.
         wanted: From the largest number of iterations to the numbers of those whose iterates may be asked for.
@@ -77,6 +79,8 @@ class DampedProblem:
     preconditioner: Operator | None = None
     loss_0: float = math.nan
     loss_at: Callable[[Tensor], float] = field(default=lambda p: math.nan)
+    loss_model: float = math.nan
+    gradient_at: Callable[[Tensor], tuple[float, Tensor] | None] = field(default=lambda p: None)
     wanted: Callable[[int], frozenset[int]] = field(default=lambda most: frozenset())
     asynchronous: bool = False
 
