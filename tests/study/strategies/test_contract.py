@@ -28,6 +28,7 @@ OPTIONS = {
     "hf_equal": "damping=0.1",
     "hf_large": "gradient=40, curvature_opt=hessian",
     "hf_same_batch": "adapt_damping=False, cg_max_iter=3",
+    "hf_auto": "solver=krylov",
     "hf_m": "lr=0.5, nonpos_curv_option='saddle-free'",
 }
 NUMBERED = [f"{declaration.name}12" for declaration in DECLARATIONS if declaration.numbered]
