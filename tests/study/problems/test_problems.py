@@ -25,7 +25,9 @@ def test_networks(name, shape, parameters):
 
 def test_the_papers_problems_come_first():
     papers = ["cifar10_3c3d", "cifar100_allcnnc", "svhn_wrn164"]
-    assert list(PROBLEMS) == [*papers, "digits_cnn", "fmnist_2c2d", "fmnist_allcnn", "poisson_pinn"]
+    poisson = [f"poisson_2d_{size}" for size in ("257", "10k", "116k")]
+    equations = [*poisson, "convection", "reaction", "wave", "burgers"]
+    assert list(PROBLEMS) == [*papers, "digits_cnn", "fmnist_2c2d", "fmnist_allcnn", "poisson_pinn", *equations]
     assert all(PROBLEMS[name].name == name for name in PROBLEMS)
 
 
