@@ -65,6 +65,17 @@ class TanhNetwork(nn.Module):
             points = torch.tanh(layer(points))
         return self._linear[-1](points)[:, 0]
 
+    def value_and_slopes(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network at ``points``, [N, d], and its derivatives by all inputs, [N, d], by hand."""
+        *hidden, last = self._linear
+        values = [points]
+        for layer in hidden:
+            values.append(torch.tanh(layer(values[-1])))
+        slopes = last.weight.expand(len(points), -1)
+        for layer, value in zip(reversed(hidden), reversed(values), strict=False):
+            slopes = (slopes * (1 - value.square())) @ layer.weight
+        return last(values[-1])[:, 0], slopes
+
     def jet(self, points: Tensor, coefficients: Sequence[float]) -> Jet:
         """See `propagate`."""
         return propagate(self._linear, points, coefficients)
