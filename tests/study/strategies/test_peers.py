@@ -207,7 +207,7 @@ def test_a_routine_that_has_ended_goes_on_from_where_it_is():
     torch.manual_seed(0)
     objective = toy_objective(build_model())
     routine = Routine(objective.parameters.read(), 20)
-    for _ in range(400):
+    for _ in range(230):
         before, evaluations = objective(routine.theta)[0], objective.evaluations
         routine.iterate(objective)
         assert objective.evaluations > evaluations

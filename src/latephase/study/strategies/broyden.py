@@ -41,7 +41,9 @@ class Minimiser:
 
     def __init__(self, objective: Objective, theta: Tensor) -> None:
         self._objective, self.theta = objective, theta
-        self._forget(None)
+        self._here: Sample | None = None
+        self._before: float | None = None  # the value one iterate ago
+        self.H = torch.eye(len(theta)).to(theta)
 
     def step(self) -> None:
         """Take a step, or go back to H = I where the line search finds none."""
@@ -51,16 +53,12 @@ class Minimiser:
         before = here.value + float(here.gradient.norm()) / 2 if self._before is None else self._before
         found = search(self._sample, here, p, before)
         if found is None:
-            self._forget(here)
+            self._here, self._before, self.H = here, None, torch.eye(len(p)).to(p)
             return
         s = found.theta - here.theta
         alpha = float(s.norm() / p.norm())
         update(self.H, s, found.gradient - here.gradient, -alpha * float(s @ here.gradient))
         self.theta, self._here, self._before = found.theta, found, here.value
-
-    def _forget(self, here: Sample | None) -> None:
-        self.H = torch.eye(len(self.theta)).to(self.theta)
-        self._here, self._before = here, None
 
     def _sample(self, theta: Tensor) -> Sample:
         value, gradient = self._objective(theta)

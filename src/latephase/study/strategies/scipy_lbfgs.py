@@ -81,6 +81,7 @@ class Routine:
     def __init__(self, theta: Tensor, history: int) -> None:
         self._like, self._history = theta, history
         self._x = theta.cpu().numpy().astype(np.float64)
+        self._task = np.zeros(2, np.int32)
         self._start()
 
     @property
@@ -106,7 +107,7 @@ class Routine:
         self._f, self._g = np.array(0.0), np.zeros(n)
         self._free = np.zeros(n), np.zeros(n), np.zeros(n, np.int32)  # bounds, and that there are none
         self._work = np.zeros(2 * m * n + 5 * n + 11 * m * m + 8 * m), np.zeros(3 * n, np.int32)
-        self._task = np.zeros(2, np.int32)
+        self._task[:] = Task.START
         self._saved = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
         self._search = np.zeros(2, np.int32)
 
