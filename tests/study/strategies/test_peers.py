@@ -1,5 +1,7 @@
 """Quasi-Newton peers against their definitions, and against what they are written after."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,6 +13,7 @@ from latephase.study.strategies import ssbroyden
 from latephase.study.strategies.broyden import Choice, Minimiser, self_scaled, update
 from latephase.study.strategies.catalogue import find_strategy
 from latephase.study.strategies.flat_objective import FlatObjective
+from latephase.study.strategies.muon import MuonAndAdam
 from latephase.study.strategies.scipy_lbfgs import Routine
 
 N = 6
@@ -234,3 +237,41 @@ def test_adam_cosine_is_adam_along_a_cosine():
     trainer = strategy.start(TOY, build_model(), load_data(), generator())
     assert [trainer.step(spent).lr for spent in (0.0, 0.5, 1.0)] == pytest.approx([0.001, 0.0005, 0.0])
     assert find_strategy("adam_cosine(lr=0.01, betas=(0.8, 0.9))", TOY, 60).options == {"betas": (0.8, 0.9)}
+
+
+def stepped(optimizers, model, steps=3):
+    data = load_data().train
+    for _ in range(steps):
+        model.zero_grad()
+        TOY.loss(model(data.inputs), data.targets).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def split(model):
+    return [{"params": [p for p in model.parameters() if (p.dim() == 2) is matrix]} for matrix in (True, False)]
+
+
+def test_muon_steps_on_matrices_and_adam_on_the_rest():
+    torch.manual_seed(0)
+    model, twin = build_model(), build_model()
+    twin.load_state_dict(model.state_dict())
+    matrices, others = split(twin)
+    parts = (
+        torch.optim.Muon([matrices], lr=0.01, weight_decay=0.0, momentum=0.8, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam([others], lr=0.01),
+    )
+    found = stepped([MuonAndAdam(split(model), lr=0.01, momentum=0.8)], model)
+    assert all(torch.equal(p, q) for p, q in zip(found, stepped(parts, twin), strict=True))
+
+
+def test_muon_and_adam_go_on_from_a_saved_state():
+    torch.manual_seed(0)
+    model, twin = build_model(), build_model()
+    optimizer = MuonAndAdam(split(model), lr=0.01)
+    stepped([optimizer], model)
+    twin.load_state_dict(model.state_dict())
+    other = MuonAndAdam(split(twin), lr=0.5)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(torch.equal(p, q) for p, q in zip(stepped([optimizer], model), stepped([other], twin), strict=True))

@@ -81,7 +81,7 @@ def test_any_optimizer_minimises_the_same_objective():
         assert_same(model, twin)
 
 
-PEERS = ["adam_cosine(lr=0.01)", "scipy_lbfgs", "ssbroyden"]
+PEERS = ["adam_cosine(lr=0.01)", "muon_cosine(lr=0.01)", "scipy_lbfgs", "ssbroyden"]
 EVERY = [*(s.name for s in default_strategies(TOY, 60)), "hf_m12", "hf_equal", "adamw(lr=0.01)", *PEERS]
 
 

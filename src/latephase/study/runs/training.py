@@ -106,7 +106,7 @@ def train(
     trainer = _start(problem, model, data, generator)
     if since is not None:
         model.load_state_dict(since.network)
-        trainer.optimizer.load_state_dict(since.optimizer)
+        trainer.optimizer.load_state_dict(copy.deepcopy(since.optimizer))  # PyTorch does not copy it
         generator.set_state(since.generator)
         set_rng_state(device, since.rng)
     steps = len(data.train) // problem.batch_size

@@ -45,7 +45,7 @@ class FirstOrder:
     def __post_init__(self) -> None:
         lr = {} if self.lr is None else {"lr": self.lr}
         try:
-            self.optimizer([nn.Parameter(torch.zeros(2, 2))], **lr, **self.options)
+            self.optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], **lr, **self.options)
         except Exception as error:  # whatever an optimizer raises
             raise ValueError(f"strategy {self.name!r}: {error}") from error
 
