@@ -125,17 +125,9 @@ def train(
             curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, trainer))
             _check_progress(problem, epoch, curve[-1].train_loss, curve[0].train_loss)
         if epoch in numbers:
-            keep(
-                numbers[epoch],
-                Checkpoint(
-                    epoch,
-                    copied_state(model),
-                    copy.deepcopy(trainer.optimizer.state_dict()),
-                    generator.get_state(),
-                    rng_state(device),
-                    tuple(curve),
-                ),
-            )
+            optimizer = copy.deepcopy(trainer.optimizer.state_dict())
+            reached = copied_state(model), optimizer, generator.get_state(), rng_state(device), tuple(curve)
+            keep(numbers[epoch], Checkpoint(epoch, *reached))
         progress(epoch / epochs, f"train loss {loss_text(curve[-1].train_loss)}")
     return tuple(curve)
 
