@@ -102,6 +102,21 @@ def fashion_mnist(folder: Path | None = None) -> Data:
     return _normalised(*read_images(FASHION_MNIST, folder))
 
 
+def mnist_images(folder: Path | None = None) -> Data:
+    """Return MNIST's images as inputs and targets, [N, 784] in [0, 1]: 60,000 to train on, 10,000 to test on.
+
+    Args:
+        folder: Where the four IDX files are, compressed (``.gz``) or not.
+
+    Raises:
+        DataError: If there is no folder, or a file is missing or damaged.
+    """
+    if folder is None:
+        raise DataError("MNIST is read from its four IDX files; name their folder with --data-dir")
+    train, test = (split.inputs.flatten(1) for split in read_idx_folder(folder, classes=10))
+    return Data(Split(train, train), Split(test, test))
+
+
 def _normalised(
     train: Split, test: Split, augmentation: Callable[[Tensor, Tensor], Augmentation] | None = None
 ) -> Data:
