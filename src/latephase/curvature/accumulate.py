@@ -120,9 +120,11 @@ class Accumulated:
             pieces = [operator.rows(root) for operator, root in zip(operators, self._roots, strict=True)]
         except NotBySampleError as error:
             return str(error)
-        weights = [term.weight**0.5 for term in self._terms]
-        R = torch.cat([weight * R for weight, (R, _) in zip(weights, pieces, strict=True)])
-        rho = torch.cat([weight * rho for weight, (_, rho) in zip(weights, pieces, strict=True)])
+        for term, (R, rho) in zip(self._terms, pieces, strict=True):
+            if term.weight != 1.0:
+                R.mul_(term.weight**0.5)
+                rho.mul_(term.weight**0.5)
+        R, rho = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))  # R is large: no copy
         return R, rho, max(root.blocks.shape[1] for root in self._roots)
 
     def second(self, p: Tensor) -> Tensor:
