@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.study.data.hub_files import write_copy
 from tests.study.toy import silent
 from torch import nn
 
 from latephase.curvature import ggn
 from latephase.study.data import Data, DataError
+from latephase.study.data.image_sets import MNIST
 from latephase.study.problems import PROBLEMS, friedman1, mnist_autoencoder, morse_cluster
 from latephase.study.runs.training import train
 from latephase.study.strategies.catalogue import find_strategy
@@ -109,10 +111,19 @@ def test_the_loss_of_the_autoencoder_is_a_sum_over_pixels():
     assert mnist_autoencoder.squared_error(logits, p + 0.1) == pytest.approx(7.84)
 
 
-def test_the_autoencoder_needs_a_folder(tmp_path):
-    with pytest.raises(DataError, match="name their folder with --data-dir"):
-        PROBLEMS["mnist_autoencoder"].load_data(None)
-    with pytest.raises(DataError, match="no such file"):
+def test_the_autoencoder_reads_a_copy_of_the_hubs_repository_too(tmp_path):
+    examples = write_copy(MNIST, tmp_path, n_train=8, n_test=4)
+    data = PROBLEMS["mnist_autoencoder"].load_data(tmp_path)
+    for split, name in ((data.train, "train"), (data.test, "test")):
+        pixels = torch.tensor(examples[name][0]).flatten(1) / 255
+        torch.testing.assert_close(split.inputs, pixels)
+        assert torch.equal(split.inputs, split.targets)
+
+
+def test_a_folder_without_mnist_is_named(tmp_path):
+    with pytest.raises(
+        DataError, match=f"{tmp_path.name}: no MNIST there, expected its four IDX files, .*ylecun/mnist"
+    ):
         PROBLEMS["mnist_autoencoder"].load_data(tmp_path)
 
 

@@ -49,7 +49,7 @@ def reaction(width: int = 200, inside: int = INSIDE) -> Problem:
         (inside, INITIAL, EDGE),
         lambda: draw(inside),
         source="Rathore et al. 2024 (arXiv 2402.01868), Table 2",
-        lr=1e-3,
+        lr=1e-4,
         epochs=11_000,
     )
 
