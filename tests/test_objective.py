@@ -74,7 +74,7 @@ def test_a_trial_point_where_a_matrix_is_singular_is_infinitely_bad() -> None:
 def test_trial_losses_are_computed_once_whoever_asks() -> None:
     squares = Squares(weight_decay=0.0)
     objective, theta = squares.objective(), squares.theta.detach().clone()
-    loss_at = TrialLosses(objective, theta, {2: -theta, 5: theta})
+    loss_at = TrialLosses(objective, theta, {2: -theta, 5: theta}, known={})
     assert loss_at(2) == 0.0
     assert loss_at(5, 0.5) == pytest.approx(loss_at(5, torch.full_like(theta, 0.5)), rel=1e-12)
     calls = squares.calls

@@ -14,6 +14,7 @@ RECORD = StepRecord(
     damping=1.0,
     next_damping=0.5,
     reduction_ratio=0.9,
+    solver="direct, 2 × 2",
     cg_iterations=4,
     cg_stop=CGStop.SOLVED,
     cg_iterate=3,
@@ -25,15 +26,16 @@ def test_a_record_in_words() -> None:
     text = str(RECORD)
     for part in ("loss 3 -> 1.5 (model batch 2): the step was taken", "damping 1 -> 0.5 (reduction ratio 0.9)"):
         assert part in text
-    assert "4 iterations, iterate 3 chosen; the linear system is solved to rounding" in text
+    assert "direct, 2 × 2: 4 iterations, iterate 3 chosen; the linear system is solved to rounding" in text
     assert "1 gradients, 4 curvature products, 5 losses" in text
 
 
 def test_what_there_was_not_is_left_out() -> None:
-    text = str(replace(RECORD, loss_model=None, reduction_ratio=None, cg_stop=None))
+    text = str(replace(RECORD, loss_model=None, reduction_ratio=None, cg_stop=None, solver=""))
     assert "model batch" not in text
     assert "reduction ratio -" in text
-    assert "did not run" in text
+    assert "no solver: 4 iterations" in text
+    assert "ended early" in text
 
 
 @pytest.mark.parametrize("outcome", Outcome)

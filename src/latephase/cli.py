@@ -93,7 +93,7 @@ def train(
     tensorboard: TensorBoard = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a problem's network with SGD, and keep ten checkpoints."""
+    """Train a problem's network, and keep ten checkpoints."""
     command = Command(Place(out, data_dir, device, tensorboard), quiet=quiet)
     command.train(problem, seed, epochs)
     command.leave()

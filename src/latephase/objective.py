@@ -16,6 +16,7 @@ from latephase.curvature.point import Forward, Point, evaluate, split_return
 from latephase.failures import is_failed_trial
 from latephase.micro_batches import Batches
 from latephase.parameters import Parameters
+from latephase.parts.solver import Curvature, Factor
 from latephase.records import Counts
 from latephase.transaction import Transaction
 from latephase.trial_points import at_trial_point
@@ -39,7 +40,7 @@ class Expansion(NamedTuple):
     loss_model: float | None
     loss: float
     gradient: Tensor
-    curvature: Operator
+    curvature: Curvature
 
 
 class Objective(Protocol):
@@ -54,6 +55,9 @@ class Objective(Protocol):
 
     def loss(self, theta: Tensor) -> float:
         """Return the loss on B̄ at a trial point, shape (P,); infinite where there is none."""
+
+    def gradient(self, theta: Tensor) -> tuple[float, Tensor] | None:
+        """Return loss and gradient on B at a trial point; None where the gradient is the caller's own."""
 
 
 class Given(NamedTuple):
@@ -114,7 +118,7 @@ class ClosureObjective:
             loss = loss_model
         else:
             loss = self._loss_here(self._theta)
-        return Expansion(self._theta, loss_model, loss, gradient, self._product)
+        return Expansion(self._theta, loss_model, loss, gradient, _ModelCurvature(self))
 
     def loss(self, theta: Tensor) -> float:
         """See `Objective`. A graph is built, as for any closure: it may differentiate inside."""
@@ -125,6 +129,23 @@ class ClosureObjective:
             if is_failed_trial(error):
                 return math.inf
             raise
+
+    def gradient(self, theta: Tensor) -> tuple[float, Tensor] | None:
+        """See `Objective`."""
+        if self._grad is not None:
+            return None
+        loss, gradient = self._penalty(theta), self._weight_decay * theta
+        tensors = self._parameters.tensors
+        with at_trial_point(self._parameters, theta, self._theta):
+            for number, (forward, weight) in enumerate(self._batches.gradient):
+                with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
+                    value, _ = split_return(forward(), forward)
+                with evaluation.as_left():
+                    pieces = torch.autograd.grad(value, tensors, allow_unused=True)
+                gradient += weight * self._parameters.join(pieces)
+                loss += weight * float(value.detach())
+                self._gradients += 1
+        return loss, gradient
 
     def _loss_and_gradient(self) -> tuple[float | None, Tensor]:
         """The loss on B and its gradient; what stays in memory for the curvature is handed over to it."""
@@ -142,11 +163,36 @@ class ClosureObjective:
                 self._curvature.take_over(forward, point)
         return loss, gradient
 
-    def _product(self, v: Tensor) -> Tensor:
+    def product(self, v: Tensor) -> Tensor:
+        """Return Cv on B, weight decay included."""
         self._products += 1
         curvature = self._mvp if self._curvature is None else self._curvature
         assert curvature is not None
         return plus_scaled(curvature(v), self._weight_decay, v)
+
+    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
+        """Return C on B as a product of matrices, or say why there is none; see `Curvature.factor`."""
+        if self._curvature is None:
+            return "the products are the caller's own"
+        made = self._curvature.factor(accept)
+        if isinstance(made, str):
+            return made
+        R, rho, passes = made
+        self._products += passes
+        return Factor(R, rho, self._weight_decay)
+
+    def second(self, p: Tensor) -> Tensor:
+        """Return √H ∂²z/∂p² on B; see `Curvature.second`."""
+        assert self._curvature is not None
+        self._losses += 2 * len(self._batches.curvature)
+        return self._curvature.second(p)
+
+    def force(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H ∂²z/∂p² on B; see `Curvature.force`."""
+        if self._curvature is None:
+            return None
+        self._losses += 2 * len(self._batches.curvature)
+        return self._curvature.force(p)
 
     def _loss_here(self, theta: Tensor) -> float:
         """The loss on B̄ where the parameters are, which is `theta`."""
@@ -167,6 +213,17 @@ class ClosureObjective:
         return evaluate(forward, self._parameters, self._transaction.repeat(number))
 
 
+class _ModelCurvature:
+    """The curvature of an objective at θ; an object of its own, so that what is kept of a step keeps no cycle."""
+
+    def __init__(self, objective: ClosureObjective) -> None:
+        self.factor, self.second, self.force = objective.factor, objective.second, objective.force
+        self._product = objective.product
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self._product(v)
+
+
 class TrialLosses:
     """Losses on B̄ at θ + scale · p_n, each computed once, whoever asks.
 
@@ -174,11 +231,14 @@ class TrialLosses:
         objective: Evaluates them.
         theta: θ, shape (P,).
         steps: n → p_n, shape (P,).
+        known: n → the loss after p_n, where it is known already.
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, steps: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self, objective: Objective, theta: Tensor, steps: Mapping[int, Tensor], known: Mapping[int, float]
+    ) -> None:
         self._objective, self._theta, self._steps = objective, theta, steps
-        self._known: dict[tuple[int, float], float] = {}
+        self._known: dict[tuple[int, float], float] = {(n, 1.0): loss for n, loss in known.items()}
 
     def all_equal(self, loss_0: float) -> bool:
         """Whether the loss was `loss_0` to the bit at every trial point, and there were several."""

@@ -142,19 +142,19 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         # {p_n} ← cg(B, −g), where B(d) = Gd + λd
         minus_g = g.neg_()  # in place: another P numbers would be memory for nothing
         path = self.solver(DampedProblem(
-            G, minus_g, lam, self._last_solution(parameters), M,
-            loss_at=lambda p: objective.loss(theta + p),
-            wanted=self.backtracking.wanted,
-            asynchronous=parameters.device.type != "cpu",
+            G, minus_g, lam, self._last_solution(parameters), M, loss_0,
+            loss_at=lambda p: objective.loss(theta + p), gradient_at=lambda p: objective.gradient(theta + p),
+            loss_model=math.nan if loss_model is None else loss_model,
+            wanted=self.backtracking.wanted, asynchronous=parameters.device.type != "cpu",
         ))  # fmt: skip
         record = replace(record, **path.statistics)
         if not path.steps:
-            return self._without_direction(record, parameters)
-        loss_at = TrialLosses(objective, theta, path.steps)
+            return self._without_direction(record, parameters, path.damping_factor)
+        loss_at = TrialLosses(objective, theta, path.steps, path.losses)
 
         # λ ← lm_heuristic(λ, L_B̄): actual change on B̄ by the last iterate over the model's change from zero
         actual = loss_at(path.last) - loss_0
-        self._scale_damping(self.damping_rule(actual, path.predicted))
+        self._scale_damping(path.damping_factor or self.damping_rule(actual, path.predicted))
         # p ← cg_backtracking({p_n}, L_B̄)
         n = self.backtracking(loss_at, path.steps)
         # α ← line_search(p, L_B̄), from α = lr
@@ -178,11 +178,11 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             step_norm=factor * float(step.norm()),
         )
 
-    def _without_direction(self, record: StepRecord, parameters: Parameters) -> StepRecord:
+    def _without_direction(self, record: StepRecord, parameters: Parameters, factor: float | None) -> StepRecord:
         """End a step in which the solver got nowhere."""
         if record.cg_stop is CGStop.NON_FINITE:
             return replace(record, outcome=Outcome.NON_FINITE_CURVATURE)
-        self._scale_damping(self.damping_rule(math.nan, 0.0))
+        self._scale_damping(factor or self.damping_rule(math.nan, 0.0))
         self._remember(parameters, None)
         return replace(record, outcome=Outcome.NO_DIRECTION, next_damping=self._first("damping"))
 

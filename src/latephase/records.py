@@ -98,7 +98,8 @@ class StepRecord:
         damping: λ used in this step (of the first parameter group).
         next_damping: λ for the next step.
         reduction_ratio: ρ, actual over predicted change; None where there was no step to judge.
-        cg_iterations: Iterations of conjugate gradients.
+        solver: How the step was found, and why so.
+        cg_iterations: Iterations of conjugate gradients, or vectors of a Krylov space.
         cg_stop: Why they ended; None where they did not run.
         cg_iterate: Number of the iterate chosen by CG-backtracking.
         warm_started: Whether conjugate gradients started from the last solution rather than from zero.
@@ -108,7 +109,8 @@ class StepRecord:
         counts: Evaluations and products.
         seconds: Wall-clock time of the step.
 
-    >>> print(StepRecord(Outcome.ACCEPTED, None, 2.5, 1.25, 1.0, 2 / 3, 0.9, 4, CGStop.SOLVED, 3, False, 1.0))
+    >>> judged = Outcome.ACCEPTED, None, 2.5, 1.25, 1.0, 2 / 3, 0.9
+    >>> print(StepRecord(*judged, "conjugate gradients", 4, CGStop.SOLVED, 3, False, 1.0))
     loss 2.5 -> 1.25: the step was taken
       damping 1 -> 0.667 (reduction ratio 0.9), step size 1, step norm 0
       conjugate gradients: 4 iterations, iterate 3 chosen; the linear system is solved to rounding
@@ -122,6 +124,7 @@ class StepRecord:
     damping: float
     next_damping: float
     reduction_ratio: float | None = None
+    solver: str = ""
     cg_iterations: int = 0
     cg_stop: CGStop | None = None
     cg_iterate: int | None = None
@@ -135,12 +138,13 @@ class StepRecord:
     def __str__(self) -> str:
         model = "" if self.loss_model is None else f" (model batch {self.loss_model:.6g})"
         ratio = "-" if self.reduction_ratio is None else f"{self.reduction_ratio:.3g}"
-        stop = "did not run" if self.cg_stop is None else self.cg_stop.value
+        stop = "ended early" if self.cg_stop is None else self.cg_stop.value
+        solver = self.solver or "no solver"
         return (
             f"loss {self.loss_before:.6g} -> {self.loss_after:.6g}{model}: {self.outcome.value}\n"
             f"  damping {self.damping:.3g} -> {self.next_damping:.3g} (reduction ratio {ratio}), "
             f"step size {self.step_size:.3g}, step norm {self.step_norm:.3g}\n"
-            f"  conjugate gradients: {self.cg_iterations} iterations, iterate {self.cg_iterate} chosen; {stop}\n"
+            f"  {solver}: {self.cg_iterations} iterations, iterate {self.cg_iterate} chosen; {stop}\n"
             f"  {self.counts.gradients} gradients, {self.counts.products} curvature products, "
             f"{self.counts.losses} losses in {self.seconds:.2f} s"
         )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from latephase.curvature.factor import Roots
 from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
+from latephase.curvature.jacobian import NotBySampleError
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Forward, Point
 
@@ -55,6 +58,7 @@ class Accumulated:
         kept = terms[: None if len(terms) <= in_memory else in_memory - 1]
         self._kept = {term.forward for term in kept}
         self._operators: dict[Forward, GGN | Hessian] = {}
+        self._roots: list[Roots] = []
         self.linearisations = 0
 
     def keeps(self, forward: Forward) -> bool:
@@ -91,6 +95,54 @@ class Accumulated:
                 self._release(term.forward)
         assert total is not None
         return total
+
+    def factor(self, accept: Callable[[int, int], bool]) -> tuple[Tensor, Tensor, int] | str:
+        """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
+
+        Args:
+            accept: Says whether so many rows, of so many samples, are not too many.
+
+        Returns:
+            R, ρ, and how many backward passes the rows took; or the reason.
+        """
+        if len(self._kept) < len({term.forward for term in self._terms}):
+            return "not all micro-batches of the curvature are in memory at once (micro_batches_in_memory)"
+        operators = self._ggns()
+        if len(operators) < len(self._terms):
+            return "the Hessian of the loss is no product of matrices"
+        try:
+            self._roots = [operator.roots() for operator in operators]
+            rows, samples = (
+                sum(numbers) for numbers in zip(*((r.rows, len(r.blocks)) for r in self._roots), strict=True)
+            )
+            if not accept(rows, samples):
+                return f"{rows} rows of {samples} samples are more than the solver takes"
+            pieces = [operator.rows(root) for operator, root in zip(operators, self._roots, strict=True)]
+        except NotBySampleError as error:
+            return str(error)
+        for term, (R, rho) in zip(self._terms, pieces, strict=True):
+            if term.weight != 1.0:
+                R.mul_(term.weight**0.5)
+                rho.mul_(term.weight**0.5)
+        R, rho = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))  # R is large: no copy
+        return R, rho, max(root.blocks.shape[1] for root in self._roots)
+
+    def second(self, p: Tensor) -> Tensor:
+        """Return √H ∂²z/∂p² in the rows of the last factor: shape (M,)."""
+        pieces = zip(self._terms, self._ggns(), self._roots, strict=True)
+        return torch.cat([term.weight**0.5 * operator.second(root, p) for term, operator, root in pieces])
+
+    def force(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H ∂²z/∂p², shape (P,); None where not every part has a program and is in memory."""
+        operators = self._ggns()
+        if len(operators) < len(self._terms) or not all(operator.can_bend for operator in operators):
+            return None
+        forces = [term.weight * operator.force(p) for term, operator in zip(self._terms, operators, strict=True)]
+        return torch.stack(forces).sum(dim=0)
+
+    def _ggns(self) -> list[GGN]:
+        operators = (self._operators.get(term.forward) for term in self._terms)
+        return [operator for operator in operators if isinstance(operator, GGN)]
 
     def _linearise(self, term: Term) -> GGN | Hessian:
         self.linearisations += 1

@@ -58,12 +58,7 @@ def diagonal_empirical_fisher(
     Raises:
         ValueError: If a BatchNorm layer is in training mode: its samples have no gradients of their own.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(
-                f"the layer {name!r} ({type(module).__name__}) mixes the samples of a batch in training mode, "
-                "so that samples have no gradients of their own; call model.eval() first"
-            )
+    _refuse_batch_statistics(model)
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"inputs and targets must be as many and at least one, not {len(inputs)} and {len(targets)}")
 
@@ -85,3 +80,12 @@ def diagonal_empirical_fisher(
         # Not in place: what is written to during an evaluation is put back after it.
         total = total + parameters.join([g.square().sum(dim=0) for g in grads])
     return total / len(inputs) if reduction == "mean" else total
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"the layer {name!r} ({type(module).__name__}) mixes the samples of a batch in training mode, "
+                "so that samples have no gradients of their own; call model.eval() first"
+            )

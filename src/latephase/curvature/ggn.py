@@ -10,7 +10,9 @@ from torch import Tensor
 from latephase.curvature.engines.double_backward import DoubleBackward
 from latephase.curvature.engines.engine import Factors
 from latephase.curvature.engines.linearize import Linearization, trace
-from latephase.curvature.ladder import Choice, CurvatureError, EngineAt, Ladder, Remark, Rung, Verdict
+from latephase.curvature.factor import Roots, roots
+from latephase.curvature.jacobian import NotBySampleError, outputs_at, rows, sampled
+from latephase.curvature.ladder import Choice, CurvatureError, EngineAt, Ladder, Remark, Rung, Verdict, said
 from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.math_kernels import evaluated_with_math_kernels, math_kernels
 from latephase.curvature.operator import CurvatureOperator
@@ -18,9 +20,11 @@ from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Point
 from latephase.curvature.verify import (
     COTANGENT,
+    DIRECTION,
     check,
     check_loss_hessian,
     check_transposed,
+    coarsest,
     difference_and_norm,
     gain,
     inner,
@@ -80,7 +84,57 @@ class GGN(CurvatureOperator[Factors]):
         Jv = self._engine.jvp(v)
         if not self._products.laps:
             self._hold_against_gradient(v, Jv)
-        return self._engine.vjp(self._engine.hvp(Jv) if self._closed_form is None else [self._closed_form(Jv[0])])
+        return self._engine.vjp(self._hvp(Jv))
+
+    def _hvp(self, w: list[Tensor]) -> list[Tensor]:
+        return self._engine.hvp(w) if self._closed_form is None else [self._closed_form(w[0])]
+
+    def roots(self) -> Roots:
+        """Return √H, block by block; see `factor.roots`."""
+        return roots(self._hvp, [z.detach() for z in self._point.outputs])
+
+    def rows(self, root: Roots) -> tuple[Tensor, Tensor]:
+        """Return R = √H J, shape (M, P), and ρ of shape (M,) with Rᵀρ = g.
+
+        Raises:
+            NotBySampleError: If that cannot be computed sample by sample.
+            OutOfMemoryError: If there is no memory for it.
+        """
+        point = self._point
+        try:
+            R = rows(sampled(point), point.leaves, root.cotangents())
+            probe = point.random_direction(DIRECTION)
+            expected = root.times(self._engine.jvp(probe))
+            check(point, "√H J v", [R @ torch.cat([v.reshape(-1) for v in probe]).to(R.dtype)], [expected])
+        except (torch.OutOfMemoryError, NotBySampleError):
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            raise NotBySampleError(f"the outputs are no function of each sample alone ({said(error)})") from error
+        return R.to(self._parameters.dtype), root.solve(self._engine.slopes).to(self._parameters.dtype)
+
+    def second(self, root: Roots, p: Tensor) -> Tensor:
+        """Return √H ∂²z/∂p² for p of shape (P,); shape (M,)."""
+        return root.times(self._bend(p)).to(self._parameters.dtype)
+
+    @property
+    def can_bend(self) -> bool:
+        """Whether `force` can be computed."""
+        return self._point.program.unseen is None
+
+    def force(self, p: Tensor) -> Tensor:
+        """Return Jᵀ H ∂²z/∂p² for p of shape (P,); shape (P,)."""
+        return self._parameters.join(self._engine.vjp(self._hvp(self._bend(p))))
+
+    def _bend(self, p: Tensor) -> list[Tensor]:
+        """∂²z/∂p² by differences of the outputs at θ ± hp."""
+        h = 0.01 if coarsest(self._point) < 1e-10 else 0.1  # the noise of rounding grows with the inverse square
+        step = self._parameters.split(h * p)
+        above, below = (
+            outputs_at(self._point, [q.detach() + side * s for q, s in zip(self._point.leaves, step, strict=True)])
+            for side in (1.0, -1.0)
+        )
+        z = [z.detach() for z in self._point.outputs]
+        return [(a - 2.0 * m + b) / h**2 for a, m, b in zip(above, z, below, strict=True)]
 
     def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
         """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""

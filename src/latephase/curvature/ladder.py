@@ -183,7 +183,7 @@ class Ladder(Generic[E]):
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                failures[f"{choice.name}, as remembered"] = _said(error)
+                failures[f"{choice.name}, as remembered"] = said(error)
             else:
                 return engine, choice
         return self._chosen(point, options, self.rungs, failures)
@@ -195,7 +195,7 @@ class Ladder(Generic[E]):
             CurvatureError: If there is none.
         """
         below = self.rungs[self.rungs.index(choice.rung) + 1 :]
-        return self._chosen(point, options, below, {**choice.refusals, choice.name: f"in a product, {_said(error)}"})
+        return self._chosen(point, options, below, {**choice.refusals, choice.name: f"in a product, {said(error)}"})
 
     def _chosen(
         self, point: Point, options: Options, rungs: Sequence[Rung[E]], failures: dict[str, str]
@@ -229,7 +229,7 @@ class Ladder(Generic[E]):
             except torch.OutOfMemoryError:  # noqa: PERF203 — a handful of rungs, once per program
                 raise
             except Exception as error:
-                refusals[_name(rung, chosen)] = _said(error)
+                refusals[_name(rung, chosen)] = said(error)
             else:
                 needs_graph = engine.needs_graph or Remark.PAST_OUTPUTS in remarks
                 return engine, Choice(rung, engine_at, chosen, refusals, remarks, gain, needs_graph)
@@ -261,7 +261,8 @@ def _repeatability(point: Point) -> list[Remark]:
     return [] if same else [Remark.NOT_REPEATABLE]
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 

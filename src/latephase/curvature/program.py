@@ -138,7 +138,7 @@ class Program(NamedTuple):
 
 def build(calls: Sequence[Call], ends: Sequence[Origin], unseen: str | None) -> Program:
     """Take from all calls those that `ends` depend on, and number what they take from outside."""
-    kept = _needed(calls, ends)
+    kept = needed(calls, ends)
     made = {number for call in kept for number in call.results}
     inputs = _Inputs(made)
     mine = [
@@ -153,7 +153,7 @@ def build(calls: Sequence[Call], ends: Sequence[Origin], unseen: str | None) -> 
     return Program(fingerprint, inputs.tensors, mine, last, unseen)
 
 
-def _needed(calls: Sequence[Call], ends: Sequence[Origin]) -> list[Call]:
+def needed(calls: Sequence[Call], ends: Sequence[Origin]) -> list[Call]:
     """Return the calls that loss and outputs depend on, by their results or by what they wrote.
 
     A tensor that does not depend on the parameters is an input, and how it was made does not matter, unless a call

@@ -3,15 +3,37 @@
 A part is an object that keeps to the protocol of its role: `Solver`, `DampingRule`, `StepChoice` or `LineSearch`.
 """
 
+from latephase.parts.auto import Auto
 from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
 from latephase.parts.cg import CG
 from latephase.parts.choose import SOLVERS, chosen, chosen_solver
 from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
+from latephase.parts.direct import Direct
+from latephase.parts.krylov import Krylov
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
+from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, Path, Solver
 
 __all__ = [
-    "CG", "SOLVERS", "Armijo", "Backtracking", "ConstantDamping", "DampedProblem", "DampingRule", "FullStep",
-    "LastIterate", "LevenbergMarquardt", "LineSearch", "LineSearchResult", "Path", "Solver", "StepChoice", "chosen",
+    "CG",
+    "SOLVERS",
+    "Armijo",
+    "Auto",
+    "Backtracking",
+    "ConstantDamping",
+    "DampedProblem",
+    "DampingRule",
+    "Direct",
+    "FullStep",
+    "Krylov",
+    "LastIterate",
+    "LevenbergMarquardt",
+    "LineSearch",
+    "LineSearchResult",
+    "Path",
+    "QuasiNewton",
+    "Solver",
+    "StepChoice",
+    "chosen",
     "chosen_solver",
-]  # fmt: skip
+]

@@ -64,7 +64,7 @@ class CG:
         warm_started = path.values[0] < 0.0
         # The zero iterate of a cold start is no step.
         steps = path.iterates if warm_started else path.iterates.without(0)
-        return Path(steps, path.values[-1], path.last, path.stop, warm_started)
+        return Path(steps, path.values[-1], path.last, path.stop, warm_started, method="conjugate gradients")
 
     def _start(self, last_solution: Tensor | None) -> Tensor | None:
         if last_solution is None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import TypeVar, cast
 
 from latephase.checks import choice, function
+from latephase.parts.auto import Auto
 from latephase.parts.cg import CG
+from latephase.parts.direct import Direct
+from latephase.parts.krylov import Krylov
+from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import Solver
 
 Part = TypeVar("Part")
 
-SOLVERS: dict[str, type[Solver]] = {"cg": CG}
+SOLVERS: dict[str, type[Solver]] = {
+    "cg": CG,
+    "direct": Direct,
+    "krylov": Krylov,
+    "quasi-newton": QuasiNewton,
+    "auto": Auto,
+}
 """Solvers by name, each at its default settings."""
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,18 +15,59 @@ from latephase.vectors import plus_scaled
 Operator = Callable[[Tensor], Tensor]
 
 
+class NoSolutionError(RuntimeError):
+    """A solver cannot work on this problem; the message says why."""
+
+
+class Factor(NamedTuple):
+    """The curvature as a product, G = RᵀR + diag(shift), and the gradient as g = Rᵀρ + rest.
+
+    Attributes:
+        R: Shape (M, P).
+        rho: ρ, shape (M,).
+        shift: ≥ 0, a number or a vector of shape (P,): weight decay.
+    """
+
+    R: Tensor
+    rho: Tensor
+    shift: float | Tensor
+
+
+class Curvature(Protocol):
+    """The curvature of the model, G."""
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Return Gv, for v of shape (P,)."""
+
+    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
+        """Return G as a product of matrices, or say why there is none.
+
+        Args:
+            accept: Says whether so many rows M, of so many samples, are not too many, before they are computed.
+        """
+
+    def second(self, p: Tensor) -> Tensor:
+        """Return √H ∂²z/∂p², shape (M,): how the outputs bend along p, in the rows of the last factor."""
+
+    def force(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H ∂²z/∂p², shape (P,): the same in parameter space; None where it cannot be had."""
+
+
 @dataclass(frozen=True)
 class DampedProblem:
     """Minimise φ(p) = ½ pᵀ(G + λI)p − bᵀp, where b is the negative gradient. Vectors have shape (P,).
 
     Attributes:
-        curvature: `v -> Gv`.
+        curvature: G.
         b: The right-hand side −g.
         damping: λ ≥ 0, a number or a vector of shape (P,).
         last_solution: What minimised the last step's model; None where nothing is remembered. The solver may
             overwrite it.
         preconditioner: `v -> Mv`, an approximation of (G + λI)⁻¹; None for none.
-        loss_at: `p -> L(θ + p)` on the evaluation batch, for solvers that judge trial steps themselves.
+        loss_model: L(θ) on the model batch; NaN where the gradient is the caller's own.
+        gradient_at: `p -> (loss, gradient)` on the model batch at θ + p; None where it is the caller's own.
+        loss_0: L(θ) on the evaluation batch.
+        loss_at: `p -> L(θ + p)` there, for solvers that judge trial steps themselves.
         wanted: From the largest number of iterations to the numbers of those whose iterates may be asked for.
         asynchronous: Whether to read a number waits for a device's queue.
 
@@ -34,12 +76,15 @@ class DampedProblem:
     tensor([4., 8.])
     """
 
-    curvature: Operator
+    curvature: Curvature
     b: Tensor
     damping: float | Tensor
     last_solution: Tensor | None = None
     preconditioner: Operator | None = None
-    loss_at: Callable[[Tensor], float] | None = None
+    loss_0: float = math.nan
+    loss_at: Callable[[Tensor], float] = field(default=lambda p: math.nan)
+    loss_model: float = math.nan
+    gradient_at: Callable[[Tensor], tuple[float, Tensor] | None] = field(default=lambda p: None)
     wanted: Callable[[int], frozenset[int]] = field(default=lambda most: frozenset())
     asynchronous: bool = False
 
@@ -58,6 +103,9 @@ class Path:
         iterations: How many it took.
         stop: Why they ended.
         warm_started: Whether they began at the last solution rather than at zero.
+        damping_factor: What the solver itself multiplies λ by, if it measured that; None leaves it to the rule.
+        losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
+        method: How the steps were found, and why so, for people.
 
     >>> import torch
     >>> path = Path({1: torch.tensor([0.5]), 4: torch.tensor([0.7])}, predicted=-1.2, iterations=4)
@@ -70,6 +118,9 @@ class Path:
     iterations: int = 0
     stop: CGStop | None = None
     warm_started: bool = False
+    damping_factor: float | None = None
+    losses: Mapping[int, float] = field(default_factory=dict)
+    method: str = ""
 
     @property
     def last(self) -> int:
@@ -79,7 +130,12 @@ class Path:
     @property
     def statistics(self) -> dict[str, Any]:
         """What a step's record says of it."""
-        return {"cg_iterations": self.iterations, "cg_stop": self.stop, "warm_started": self.warm_started}
+        return {
+            "cg_iterations": self.iterations,
+            "cg_stop": self.stop,
+            "warm_started": self.warm_started,
+            "solver": self.method,
+        }
 
 
 class Solver(Protocol):

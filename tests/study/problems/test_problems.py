@@ -25,7 +25,11 @@ def test_networks(name, shape, parameters):
 
 def test_the_papers_problems_come_first():
     papers = ["cifar10_3c3d", "cifar100_allcnnc", "svhn_wrn164"]
-    assert list(PROBLEMS) == [*papers, "digits_cnn", "fmnist_2c2d", "fmnist_allcnn", "poisson_pinn"]
+    poisson = [f"poisson_2d_{size}" for size in ("257", "10k", "116k")]
+    equations = [*poisson, "convection", "reaction", "wave", "burgers"]
+    fits = ["mnist_autoencoder", "mnist_autoencoder_relu", "friedman1", "morse_cluster"]
+    small = ["digits_cnn", "fmnist_2c2d", "fmnist_allcnn", "poisson_pinn"]
+    assert list(PROBLEMS) == [*papers, *small, *equations, *fits]
     assert all(PROBLEMS[name].name == name for name in PROBLEMS)
 
 

@@ -5,9 +5,13 @@ import pytest
 import torch
 from tests.study.toy import TOY, build_model, load_data, silent
 
+from latephase.study.data import batches
+from latephase.study.problems import PROBLEMS
+from latephase.study.problems.check import ProblemError
 from latephase.study.problems.problem import Metric
 from latephase.study.runs.divergence import DivergedError
 from latephase.study.runs.evaluation import Quality, evaluate
+from latephase.study.runs.plan import plan_training
 from latephase.study.runs.training import Checkpoint, checkpoint_epochs, train
 
 
@@ -158,3 +162,57 @@ def test_a_training_that_is_resumed_ends_where_an_undisturbed_one_does(tmp_path)
     assert [p.steps for p in again] == [p.steps for p in curve]
     assert [p.seconds for p in again] == sorted(p.seconds for p in again)
     assert all(torch.equal(kept_again[6].network[name], value) for name, value in kept[6].network.items())
+
+
+# ---------------------------------------------------------------------- another first phase
+
+
+def test_a_first_phase_by_another_optimizer_is_that_optimizer():
+    """With its schedule, which runs over the epochs; α is SGD's."""
+    problem = dataclasses.replace(TOY, first_phase="adam(lr=0.01, schedule=cosine)")
+    curve, kept = trained(epochs=4, problem=problem)
+    torch.manual_seed(0)
+    model, data, generator = build_model(), load_data(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters())
+    stream = batches.endless(data, TOY.batch_size, generator)
+    rates = [0.01 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    for lr in rates:
+        optimizer.param_groups[0]["lr"] = lr
+        for _ in range(7):
+            batch = next(stream)
+            optimizer.zero_grad()
+            weights = sum(p.square().sum() for p in model.parameters() if p.dim() > 1)
+            (TOY.loss(model(batch.inputs), batch.targets) + 0.5 * TOY.weight_decay * weights).backward()
+            optimizer.step()
+    assert [p.lr for p in curve] == pytest.approx([0.01, *rates])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(kept[4].network[name], value)
+
+
+def test_a_first_phase_that_is_resumed_remembers_its_optimizer(tmp_path):
+    problem = dataclasses.replace(TOY, first_phase="adam(lr=0.01)")
+    curve, kept = trained(epochs=6, problem=problem)
+    kept[2].save(tmp_path / "2.pt")
+    again, _ = trained(epochs=6, problem=problem, since=Checkpoint.load(tmp_path / "2.pt"))
+    assert losses(again) == losses(curve)
+    forgetful = dataclasses.replace(kept[2], optimizer=kept[1].optimizer)
+    assert losses(trained(epochs=6, problem=problem, since=forgetful)[0]) != losses(curve)
+
+
+@pytest.mark.parametrize("first_phase", ["lbfgs", "swa", "sgd_plateau", "adam(lr=0.1, schedule=plateau)"])
+def test_a_first_phase_takes_one_gradient_a_step_and_has_no_other_memory(first_phase):
+    with pytest.raises(ProblemError, match="first_phase of 'toy' must be a strategy of first order without a plateau"):
+        trained(problem=dataclasses.replace(TOY, first_phase=first_phase))
+
+
+@pytest.mark.parametrize("first_phase", ["adamm", "adam(", "adam(rate=1)"])
+def test_a_first_phase_that_there_is_not(first_phase):
+    with pytest.raises(ProblemError, match="first_phase of 'toy': "):
+        trained(problem=dataclasses.replace(TOY, first_phase=first_phase))
+
+
+def test_a_training_of_another_first_phase_is_another(monkeypatch):
+    one = plan_training("digits_cnn", epochs=1, seed=0, device="cpu")
+    other = dataclasses.replace(PROBLEMS["digits_cnn"], first_phase="adam(lr=0.001)")
+    monkeypatch.setitem(PROBLEMS, "digits_cnn", other)
+    assert plan_training("digits_cnn", epochs=1, seed=0, device="cpu").identity != one.identity

@@ -79,3 +79,8 @@ def test_problems_are_listed_with_their_size():
 def test_table_1_has_the_settings_of_sgd(lr):
     text = text_of(table1([replace(TOY, lr=lr)]))
     assert row(text, "toy") == ["toy", f"{lr:g}", "8", "2", "0.01"]
+
+
+def test_where_the_training_is_not_by_sgd_table_1_says_by_what():
+    text = text_of(table1([replace(TOY, first_phase="adam(lr=0.001)")]))
+    assert row(text, "toy") == ["toy", "adam(lr=0.001)", "8", "2", "0.01"]

@@ -23,11 +23,16 @@ OPTIONS = {
     "sgd_tenth": "lr=0.01",
     "sgd_cosine": "lr=0.01",
     "sgd_plateau": "momentum=0.5, nesterov=True",
+    "adam_cosine": "lr=0.01, betas=(0.8, 0.9)",
+    "muon_cosine": "momentum=0.5",
     "swa": "every=2",
     "lbfgs": "batch=20, max_iter=2",
+    "scipy_lbfgs": "batch=20, max_iter=2",
+    "ssbroyden": "batch=20",
     "hf_equal": "damping=0.1",
     "hf_large": "gradient=40, curvature_opt=hessian",
     "hf_same_batch": "adapt_damping=False, cg_max_iter=3",
+    "hf_auto": "solver=krylov",
     "hf_m": "lr=0.5, nonpos_curv_option='saddle-free'",
 }
 NUMBERED = [f"{declaration.name}12" for declaration in DECLARATIONS if declaration.numbered]

@@ -13,7 +13,8 @@ from latephase.study.strategies.catalogue import default_strategies, find_strate
 from latephase.study.strategies.hf import HF, hf_equal
 from latephase.study.strategies.swa import SWA
 
-EVERY = [*(s.name for s in default_strategies(TOY, 60)), "hf_m12", "hf_equal", "adamw(lr=0.01)"]
+PEERS = ["adam_cosine(lr=0.01)", "muon_cosine(lr=0.01)", "scipy_lbfgs", "ssbroyden"]
+EVERY = [*(s.name for s in default_strategies(TOY, 60)), "hf_m12", "hf_equal", "adamw(lr=0.01)", *PEERS]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -44,7 +45,7 @@ def test_frozen_weights_are_not_in_the_objective():
     assert problem.step(0.0).record.loss_before == pytest.approx(before)
 
 
-@pytest.mark.parametrize("name", ["sgd_constant", "adagrad", "lbfgs"])
+@pytest.mark.parametrize("name", ["sgd_constant", "adagrad", "lbfgs", "scipy_lbfgs", "ssbroyden"])
 def test_the_l2_term_covers_a_weight_that_the_loss_does_not_depend_on(name):
     model, _ = twins()
     model.register_parameter("unused", nn.Parameter(torch.ones(2, 2, dtype=torch.float64)))

@@ -21,6 +21,8 @@ SVHN = HubImages("ufldl-stanford/svhn", "cropped_digits", image="image", label="
 FASHION_MNIST = HubImages(
     "zalando-datasets/fashion_mnist", "fashion_mnist", image="image", label="label", classes=10, shape=(1, 28, 28)
 )
+MNIST = HubImages("ylecun/mnist", "mnist", image="image", label="label", classes=10, shape=(1, 28, 28))
+_TITLES = {FASHION_MNIST.repository: "Fashion-MNIST", MNIST.repository: "MNIST"}
 
 
 def digits() -> Data:
@@ -89,17 +91,37 @@ def fashion_mnist(folder: Path | None = None) -> Data:
     """
     if folder is None and FASHION_MNIST_FOLDER.is_dir():
         folder = FASHION_MNIST_FOLDER
+    return _normalised(*_read_idx_or_hub(FASHION_MNIST, folder))
+
+
+def mnist_images(folder: Path | None = None) -> Data:
+    """Return MNIST's images as inputs and targets, [N, 784] in [0, 1]: 60,000 to train on, 10,000 to test on.
+
+    Args:
+        folder: Where the four IDX files are, compressed (`.gz`) or not, or a copy of the hub's repository. By default
+            the data come from the hub.
+
+    Raises:
+        DataError: If they cannot be had, or are not as described.
+    """
+    train, test = (split.inputs.flatten(1) for split in _read_idx_or_hub(MNIST, folder))
+    return Data(Split(train, train), Split(test, test))
+
+
+def _read_idx_or_hub(source: HubImages, folder: Path | None) -> tuple[Split, Split]:
+    """Return the training and the test examples, intensities in [0, 1], from what files there are."""
     if folder is not None:
-        for place in places(FASHION_MNIST, folder):
+        for place in places(source, folder):
             if has_idx_files(place):
-                return _normalised(*read_idx_folder(place, FASHION_MNIST.classes))
-        if not has_parquet_files(FASHION_MNIST, folder):
+                return read_idx_folder(place, source.classes)
+        if not has_parquet_files(source, folder):
+            debian = " (Debian's package dataset-fashion-mnist has them)" if source is FASHION_MNIST else ""
             raise DataError(
-                f"{folder}: no Fashion-MNIST there, expected its four IDX files, "
-                "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (Debian's package dataset-fashion-mnist has them), "
-                f"or the parquet files of {FASHION_MNIST.repository} on the hub"
+                f"{folder}: no {_TITLES[source.repository]} there, expected its four IDX files, "
+                f"{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz{debian}, "
+                f"or the parquet files of {source.repository} on the hub"
             )
-    return _normalised(*read_images(FASHION_MNIST, folder))
+    return read_images(source, folder)
 
 
 def _normalised(

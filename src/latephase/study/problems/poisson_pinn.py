@@ -12,10 +12,20 @@ from torch import Tensor, nn
 
 from latephase.study.data import Data, Split
 from latephase.study.problems.initialise import initialise
-from latephase.study.problems.problem import Metric, Problem
+from latephase.study.problems.pinn import (
+    FRESH,
+    RELATIVE_ERROR,
+    half_mean_square,
+    in_box,
+    of_kind,
+    on_square,
+    seeded,
+)
+from latephase.study.problems.problem import Problem
+from latephase.study.problems.tanh_network import propagate
 
-INTERIOR, BOUNDARY, FRESH = 1000, 800, 5000
-"""Training points inside and on the edge, and test points inside."""
+INTERIOR, BOUNDARY = 1000, 800
+"""Training points inside and on the edge."""
 
 
 class Residual(nn.Module):
@@ -25,8 +35,7 @@ class Residual(nn.Module):
     2π² sin(πx) sin(πy) inside, u on the edge. Its weight is such that the mean of squares over all training points is
     the mean over those inside plus the mean over those on the edge.
 
-    Value, gradient and Laplacian are propagated through the layers together, in one forward pass. That takes no
-    automatic differentiation inside the forward pass, so whatever differentiates the network works here, too.
+    Value and Laplacian come from one forward pass, see `propagate`.
     """
 
     def __init__(self) -> None:
@@ -45,16 +54,8 @@ class Residual(nn.Module):
 
     def solution(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return u and its Laplacian at `points`, [N, 2]."""
-        value = points
-        slopes = torch.eye(2).to(points)[:, None].expand(2, len(points), 2)  # ∂/∂x and ∂/∂y of every entry
-        laplacian = torch.zeros_like(points)
-        for layer in (self.first, self.second):
-            value = torch.tanh(layer(value))
-            slopes, laplacian = slopes @ layer.weight.T, laplacian @ layer.weight.T
-            derivative = 1 - value.square()  # of tanh; its second one is -2 · tanh · derivative
-            laplacian = derivative * (laplacian - 2 * value * slopes.square().sum(dim=0))
-            slopes = derivative * slopes
-        return self.last(value)[:, 0], (laplacian @ self.last.weight.T)[:, 0]
+        u, _, laplacian = propagate((self.first, self.second, self.last), points, (1.0, 1.0))
+        return u, laplacian
 
 
 def exact(points: Tensor) -> Tensor:
@@ -69,31 +70,15 @@ def build_model() -> nn.Module:
 
 def load_data(folder: Path | None = None) -> Data:
     """Return points drawn uniformly, always the same, with the solution as targets; `folder` is not needed."""
-    generator = torch.Generator().manual_seed(0)
-
-    def inside(n: int) -> Tensor:
-        points = torch.rand(n, 2, generator=generator, dtype=torch.float64)
-        return torch.cat([points, torch.zeros(n, 1, dtype=torch.float64)], dim=1)
-
-    def edge(n: int) -> Tensor:
-        along = torch.rand(n, generator=generator, dtype=torch.float64)
-        side = torch.arange(n) % 4
-        across = (side // 2).double()  # 0 or 1
-        x, y = torch.where(side % 2 == 0, along, across), torch.where(side % 2 == 0, across, along)
-        return torch.stack([x, y, torch.ones_like(x)], dim=1)
-
-    train, test = torch.cat([inside(INTERIOR), edge(BOUNDARY)]), inside(FRESH)
-    return Data(Split(train, exact(train)), Split(test, exact(test)))
+    generator = seeded()
+    kinds = in_square(INTERIOR, generator), on_square(BOUNDARY, generator)
+    train, test = torch.cat([of_kind(points, kind) for kind, points in enumerate(kinds)]), in_square(FRESH, generator)
+    return Data(Split(train, exact(train)), Split(of_kind(test, 0), exact(test)))
 
 
-def half_mean_square(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return half the mean of the squared residuals; the solution, in `targets`, is not known to the training."""
-    return 0.5 * outputs[:, 0].square().mean()
-
-
-def relative_error(outputs: Tensor, targets: Tensor) -> float:
-    """Return ‖u - targets‖ / ‖targets‖."""
-    return ((outputs[:, 1] - targets).norm() / targets.norm()).item()
+def in_square(n: int, generator: torch.Generator) -> Tensor:
+    """Return points drawn uniformly from the unit square, [n, 2] in float64."""
+    return in_box(n, (0.0, 0.0), (1.0, 1.0), generator)
 
 
 POISSON_PINN = Problem(
@@ -110,5 +95,5 @@ POISSON_PINN = Problem(
     source="problem and settings: chosen here",
     cpu_threads=1,  # the tensors are too small to gain from more
     loss=half_mean_square,
-    metric=Metric("relative L2 error", relative_error, higher_is_better=False),
+    metric=RELATIVE_ERROR,
 )

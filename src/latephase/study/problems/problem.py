@@ -58,7 +58,7 @@ class Problem:
         build_model: Returns the network with fresh random weights.
         load_data: Returns the data, from the given folder or from the default place.
         lr: SGD's learning rate α.
-        batch_size: SGD's batch size.
+        batch_size: SGD's batch size, and that of all optimizers that step on one gradient.
         epochs: Passes over the training data.
         weight_decay: The factor wd of the L2 term ½·wd·‖θ‖², which covers weights but not biases.
         curvature_batch: Examples for the curvature in a step of the strategies `hf_equal` and `hf_large`.
@@ -66,6 +66,8 @@ class Problem:
         evaluation_batch: Examples for the losses by which these steps judge themselves.
         source: Where data, network and settings come from.
         cpu_threads: How many threads PyTorch should use on a CPU; None leaves it to PyTorch.
+        first_phase: The strategy of first order that the training is by, with options such as `adam(lr=0.001)`. By
+            default SGD at α.
         loss: Maps (outputs, targets) to the mean loss, without the L2 term.
         metric: What is reported besides the loss.
 
@@ -107,6 +109,7 @@ class Problem:
     evaluation_batch: int
     source: str = ""
     cpu_threads: int | None = None
+    first_phase: str = "sgd_constant"
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     metric: Metric = ACCURACY
 
@@ -120,11 +123,6 @@ class Problem:
             checks.positive_integer("cpu_threads", self.cpu_threads)
         for name in ("build_model", "load_data", "loss"):
             checks.function(name, getattr(self, name))
-
-    def settings(self) -> dict[str, object]:
-        """Return what a training depends on besides code and data, in plain numbers and strings."""
-        names = ("name", "lr", "batch_size", "epochs", "weight_decay")
-        return {name: getattr(self, name) for name in names}
 
     def parameter_groups(self, model: nn.Module) -> list[Group]:
         """Return the parameters to train in two groups: weights with weight decay, biases without.

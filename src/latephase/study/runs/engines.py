@@ -118,4 +118,4 @@ def _perform_silently(place: Place, record: Record) -> str:
 
 
 def _title(records: Sequence[Record]) -> str:
-    return "train with sgd" if isinstance(records[0], Training) else f"{len(records)} late-phase runs"
+    return "train" if isinstance(records[0], Training) else f"{len(records)} late-phase runs"

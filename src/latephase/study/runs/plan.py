@@ -33,6 +33,7 @@ def plan_training(reference: str, *, epochs: int | None, seed: int, device: str)
         batch_size=problem.batch_size,
         epochs=problem.epochs if epochs is None else epochs,
         weight_decay=problem.weight_decay,
+        first_phase=problem.first_phase,
         code=_code(reference),
         seed=seed,
         device=torch.device(device).type,

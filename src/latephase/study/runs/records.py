@@ -22,7 +22,7 @@ def identify(content: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """The first phase: a problem's network trained with SGD.
+    """The first phase: a problem's network trained with SGD or what else its problem asks for.
 
     Attributes:
         reference: What `find_problem` knows the problem by.
@@ -31,6 +31,7 @@ class Training:
         batch_size: SGD's batch size.
         epochs: Passes over the training data.
         weight_decay: Of the L2 term.
+        first_phase: What it is trained by, see `Problem`.
         code: A hash of the file that builds the problem; None for the package's own and for those in modules.
         seed: For first weights, batches and dropout.
         device: Kind of device; results differ in rounding between kinds.
@@ -52,6 +53,7 @@ class Training:
     batch_size: int
     epochs: int
     weight_decay: float
+    first_phase: str
     code: str | None
     seed: int
     device: str

@@ -1,5 +1,6 @@
-"""The first phase: SGD with a constant learning rate, and checkpoints on the way."""
+"""The first phase: SGD with a constant learning rate if not another optimizer, and checkpoints on the way."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -18,7 +19,9 @@ from latephase.study.runs.clock import Clock
 from latephase.study.runs.divergence import DivergedError, has_diverged, highest_loss
 from latephase.study.runs.evaluation import Point, Quality, evaluate
 from latephase.study.runs.progress import Update
-from latephase.study.strategies.first_order import SGD_CONSTANT
+from latephase.study.strategies.catalogue import find_strategy
+from latephase.study.strategies.first_order import FirstOrder, GradientTrainer
+from latephase.study.strategies.schedules import plateau
 from latephase.study.strategies.trainer import copied_state
 
 CHECKPOINTS = 10  # equally spaced (Tatzel et al. 2022, Section 3.1)
@@ -43,6 +46,7 @@ class Checkpoint:
     Attributes:
         epoch: Epochs so far.
         network: The network's state dict.
+        optimizer: The optimizer's state dict.
         generator: State of the generator that draws batches.
         rng: State of the random numbers that dropout takes, on the CPU and on the device.
         curve: Points so far: one before the first epoch, one after each checkpoint's, and up to `POINTS` others.
@@ -50,6 +54,7 @@ class Checkpoint:
 
     epoch: int
     network: dict[str, torch.Tensor]
+    optimizer: dict[str, object]
     generator: torch.Tensor
     rng: list[torch.Tensor]
     curve: tuple[Point, ...]
@@ -77,6 +82,8 @@ def train(
 ) -> tuple[Point, ...]:
     """Train a network on the device that holds `data`, and return the curve. Seeds torch's global generator.
 
+    A first phase's schedule runs over the epochs.
+
     Args:
         problem: What to train.
         data: To train on.
@@ -90,7 +97,8 @@ def train(
         The curve: a point before the first step, then one at even distances in epochs and at every checkpoint.
 
     Raises:
-        ProblemError: Before the first step, if the data are too few, or a loss is not finite.
+        ProblemError: Before the first step, if the data are too few, a loss is not finite, or the problem's first phase
+            is no strategy of first order or waits for a plateau.
         DivergedError: As soon as the train loss is seen to have diverged. Checkpoints until then have been kept.
     """
     check_data(problem, data)
@@ -98,36 +106,49 @@ def train(
     torch.manual_seed(seed)
     model = problem.build_model().to(device)
     generator = torch.Generator().manual_seed(seed)
+    trainer = _start(problem, model, data, generator)
     if since is not None:
         model.load_state_dict(since.network)
+        trainer.optimizer.load_state_dict(copy.deepcopy(since.optimizer))  # PyTorch does not copy it
         generator.set_state(since.generator)
         set_rng_state(device, since.rng)
-    trainer = SGD_CONSTANT.start(problem, model, data, generator)
     steps = len(data.train) // problem.batch_size
     clock = Clock(device)
     first = 0 if since is None else since.epoch
     before = 0.0 if since is None else since.curve[-1].seconds
-    curve = [_first_point(problem, model, data)] if since is None else list(since.curve)
+    curve = [_first_point(problem, model, data, trainer)] if since is None else list(since.curve)
     interval = -(-epochs // POINTS)
     numbers = {epoch: number for number, epoch in enumerate(checkpoint_epochs(epochs), start=1)}
 
     for epoch in range(first + 1, epochs + 1):
         with clock:
             for _ in range(steps):
-                trainer.step(0.0)
+                trainer.step((epoch - 1) / epochs)
         if epoch % interval == 0 or epoch in numbers:
-            curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, problem))
+            curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, trainer))
             _check_progress(problem, epoch, curve[-1].train_loss, curve[0].train_loss)
         if epoch in numbers:
-            keep(
-                numbers[epoch],
-                Checkpoint(epoch, copied_state(model), generator.get_state(), rng_state(device), tuple(curve)),
-            )
+            optimizer = copy.deepcopy(trainer.optimizer.state_dict())
+            reached = copied_state(model), optimizer, generator.get_state(), rng_state(device), tuple(curve)
+            keep(numbers[epoch], Checkpoint(epoch, *reached))
         progress(epoch / epochs, f"train loss {loss_text(curve[-1].train_loss)}")
     return tuple(curve)
 
 
-def _first_point(problem: Problem, model: nn.Module, data: Data) -> Point:
+def _start(problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> GradientTrainer:
+    try:
+        strategy = find_strategy(problem.first_phase, problem, len(data.train))
+    except (ValueError, SyntaxError) as error:
+        raise ProblemError(f"first_phase of {problem.name!r}: {error}") from error
+    if not isinstance(strategy, FirstOrder) or strategy.schedule is plateau:  # whose memory no checkpoint has
+        raise ProblemError(
+            f"first_phase of {problem.name!r} must be a strategy of first order without a plateau, such as "
+            f"sgd_constant or adam(lr=0.001), not {problem.first_phase!r}"
+        )
+    return strategy.start(problem, model, data, generator)
+
+
+def _first_point(problem: Problem, model: nn.Module, data: Data, trainer: GradientTrainer) -> Point:
     quality = evaluate(problem, model, data)
     for split, loss in (("train", quality.train_loss), ("test", quality.test_loss)):
         if not math.isfinite(loss):
@@ -135,17 +156,19 @@ def _first_point(problem: Problem, model: nn.Module, data: Data) -> Point:
                 f"the {split} loss of {problem.name!r} must be finite before the first step, not {loss:g}; "
                 "look for what is not finite in its data (load_data), its first weights (build_model) and its loss"
             )
-    return _point(quality, 0, 0.0, problem)
+    return _point(quality, 0, 0.0, trainer)
 
 
 def _check_progress(problem: Problem, epoch: int, loss: float, start: float) -> None:
     if has_diverged(loss, start):
+        by_sgd = problem.first_phase == "sgd_constant"
+        rate = f"SGD's learning rate lr = {problem.lr:g}" if by_sgd else f"That of {problem.first_phase}"
         raise DivergedError(
             f"the training of {problem.name!r} has diverged: the train loss is {loss:g} after epoch {epoch}, {start:g} "
-            f"at the start, and up to {highest_loss(start):g} counts as under way. SGD's learning rate lr = "
-            f"{problem.lr:g} may be too high for it; try a lower one"
+            f"at the start, and up to {highest_loss(start):g} counts as under way. {rate} may be too high for it; "
+            "try a lower one"
         )
 
 
-def _point(quality: Quality, steps: int, seconds: float, problem: Problem) -> Point:
-    return Point(steps, seconds, float(steps), problem.lr, **vars(quality))
+def _point(quality: Quality, steps: int, seconds: float, trainer: GradientTrainer) -> Point:
+    return Point(steps, seconds, float(steps), trainer.optimizer.param_groups[0]["lr"], **vars(quality))

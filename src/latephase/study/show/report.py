@@ -124,7 +124,7 @@ _CAPTIONS = {
         "Loss on the evaluation batch B̄ before and after each Hessian-free step, a line for each seed. First B̄ is the "
         "batch that proposed the step, so a step cannot help looking good; second it is other data."
     ),
-    "figure4": "The training with SGD, and where its checkpoints were taken. Train loss includes the L2 term.",
+    "figure4": "The training, and where its checkpoints were taken. Train loss includes the L2 term.",
 }
 
 

@@ -12,7 +12,7 @@ from latephase.study.data.batches import endless
 from latephase.study.problems import Problem
 from latephase.study.strategies.options import defaults, plain
 from latephase.study.strategies.schedules import Schedule, constant, cosine, plateau, tenth
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Strategy, Trainer
+from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Strategy
 from latephase.study.strategies.style import Style
 from latephase.study.strategies.trainer import NetworkTrainer
 
@@ -45,7 +45,7 @@ class FirstOrder:
     def __post_init__(self) -> None:
         lr = {} if self.lr is None else {"lr": self.lr}
         try:
-            self.optimizer([nn.Parameter(torch.zeros(2, 2))], **lr, **self.options)
+            self.optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}], **lr, **self.options)
         except Exception as error:  # whatever an optimizer raises
             raise ValueError(f"strategy {self.name!r}: {error}") from error
 
@@ -54,7 +54,7 @@ class FirstOrder:
         own = {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule.__name__, **self.options}
         return {name: plain(value) for name, value in own.items()}
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> "GradientTrainer":
         """See `Strategy.start`."""
         lr = problem.lr if self.lr is None else self.lr
         decayed, others = (group["params"] for group in problem.parameter_groups(model))
@@ -77,7 +77,18 @@ class FirstOrder:
             loss = objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
             return Step(1.0, now)
 
-        return NetworkTrainer(step, model)
+        return GradientTrainer(step, model, optimizer)
+
+
+@dataclass
+class GradientTrainer(NetworkTrainer):
+    """A trainer whose memory is that of its optimizer.
+
+    Attributes:
+        optimizer: Takes the steps.
+    """
+
+    optimizer: torch.optim.Optimizer
 
 
 SGD_CONSTANT = FirstOrder("sgd_constant")

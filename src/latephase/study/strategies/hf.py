@@ -137,6 +137,12 @@ def _same_batch(name: str, problem: Problem, examples: int) -> HF:
     return HF(name, m, m, min(EVALUATION_BATCH, examples // 4), same=True)
 
 
+def _auto(name: str, problem: Problem, examples: int) -> HF:
+    """All data in every batch, and the solver that chooses; λ may go as low as a direct solve can use."""
+    options = {"solver": "auto", "damping_bounds": (1e-14, 1e6)}
+    return HF(name, examples, examples, min(EVALUATION_BATCH, examples // 4), same=True, options=options)
+
+
 def _equal(name: str, problem: Problem, examples: int) -> HF:
     return hf_equal(problem)
 
@@ -151,7 +157,7 @@ def _declared(
     def build(name: str, problem: Problem, examples: int, **options: object) -> HF:
         usual = sized(name, problem, examples)
         sizes = {key: positive_integer(key, options.pop(key, getattr(usual, key))) for key in _SIZES}
-        strategy = HF(name, **sizes, same=usual.same, options=options)
+        strategy = HF(name, **sizes, same=usual.same, options={**usual.options, **options})
         return _with_room(strategy, examples)
 
     return Declaration(name, Family.HESSIAN_FREE, style, build, (*_SIZES, *OPTIONS), default, **other)
@@ -177,5 +183,6 @@ DECLARATIONS = (
     _declared(SAME_BATCH, Style("#4a2c17", "#d9b48f", (10.0, 1.5, 1.0, 1.5, 1.0, 1.5), "X"), _same_batch),
     _declared("hf_equal", Style("#b57b00", "#f0b429", (1.0, 1.4), "^"), _equal, default=False),
     _declared("hf_large", Style("#d55e00", "#ff7a33", (), "P"), _large),
+    _declared("hf_auto", Style("#6a2c91", "#c79bff", (4.0, 1.0, 1.0, 1.0), "*"), _auto, default=False),
     _declared("hf_m", None, _of_the_paper, default=False, numbered=True),
 )

@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from latephase.checks import positive_integer
-from latephase.parameters import Parameters
-from latephase.random_state import rng_state, set_rng_state
 from latephase.study.data import Data
-from latephase.study.data.batches import chunks, endless
 from latephase.study.problems import Problem
+from latephase.study.strategies.flat_objective import FlatObjective, whole_batch
 from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Trainer
 from latephase.study.strategies.style import Style
 from latephase.study.strategies.trainer import NetworkTrainer
@@ -44,37 +42,22 @@ class LBFGS:
 
     def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        parameters = Parameters([{"params": list(model.parameters())}])
+        objective = FlatObjective(problem, model, data, self.batch, generator)
         # On one vector, because PyTorch's L-BFGS flattens gradients itself and cannot where they are channels last.
-        theta = parameters.read()
+        theta = objective.parameters.read()
         optimizer = torch.optim.LBFGS(
             [theta], max_iter=self.max_iter, history_size=self.history_size, line_search_fn="strong_wolfe"
         )
-        decayed = problem.parameter_groups(model)[0]["params"]
-        batch = chunks(next(endless(data, self.batch, generator)))
-        rng = rng_state(parameters.device)
-        evaluations = 0
 
         def closure() -> float:
-            nonlocal evaluations
-            evaluations += 1
-            set_rng_state(parameters.device, rng)  # one dropout mask for all, as for the batch
-            parameters.write(theta)
-            model.zero_grad()
-            total = 0.0
-            for inputs, targets in batch:
-                loss = problem.loss(model(inputs), targets) * (len(targets) / self.batch)
-                loss.backward()
-                total += float(loss.detach())
-            problem.add_l2_gradient(decayed)
-            theta.grad = parameters.join([p.grad for p in parameters.tensors])
-            return total + problem.l2_term(model)
+            loss, theta.grad = objective(theta)
+            return loss
 
         def step(spent: float) -> Step:
-            before = evaluations
+            before = objective.evaluations
             optimizer.step(closure)
-            parameters.write(theta)
-            return Step((evaluations - before) * self.batch / problem.batch_size)
+            objective.parameters.write(theta)
+            return Step(objective.work_since(before))
 
         return NetworkTrainer(step, model)
 
@@ -88,7 +71,7 @@ def _build(
     max_iter: int = 4,
     history_size: int = 100,
 ) -> LBFGS:
-    return LBFGS(name, min(problem.gradient_batch, examples) if batch is None else batch, max_iter, history_size)
+    return LBFGS(name, whole_batch(problem, examples, batch), max_iter, history_size)
 
 
 _STYLE = Style("#2587bd", "#8fd3ff", (8.0, 2.0, 2.0, 2.0), "h")

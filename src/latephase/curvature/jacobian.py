@@ -1,0 +1,117 @@
+"""Rows of the Jacobian, sample by sample: what a direct solve needs, and products alone cannot give cheaply.
+
+A closure computes a batch at once. Where no sample's outputs depend on another sample, its program can be run again on
+one sample alone: data tensors are cut along the batch, and lengths of the batch among the arguments become 1. Mapped
+over all samples (`torch.func.vmap`), that yields all their gradients for the price of a few. Whether samples are
+independent is not guessed but seen: whoever uses the rows holds them against products with the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from latephase.curvature.point import Point
+from latephase.curvature.program import Program, mapped, needed
+from latephase.curvature.replay import replay
+
+CHUNK_BYTES = 2**28  # of rows that are in the making at once
+
+
+class NotBySampleError(RuntimeError):
+    """A program that does not treat samples apart; the message says what shows it."""
+
+
+class Sampled(NamedTuple):
+    """A program for one sample of a batch.
+
+    Attributes:
+        program: The program, as far as the outputs need it, with lengths of the batch replaced by 1.
+        inputs: The tensors it takes from outside, with all samples.
+        dims: The dimension of each along which samples lie; None where all samples share it.
+        samples: N.
+    """
+
+    program: Program
+    inputs: list[Tensor]
+    dims: list[int | None]
+    samples: int
+
+
+def sampled(point: Point) -> Sampled:
+    """Return the program of a point for one sample.
+
+    Args:
+        point: Its outputs have shapes (N, …).
+
+    Returns:
+        The program; whether it computes what the whole batch does is still to be seen.
+
+    Raises:
+        NotBySampleError: If the outputs have no common batch, or the program cannot be run again.
+    """
+    program = point.program
+    if program.unseen is not None:
+        raise NotBySampleError(f"{program.unseen} cannot be run again from a record of torch functions")
+    lengths = {z.shape[0] if z.dim() else 0 for z in point.outputs}
+    n = max(lengths)
+    if len(lengths) != 1 or n == 0:
+        raise NotBySampleError(f"outputs of shapes {[tuple(z.shape) for z in point.outputs]} have no common batch")
+
+    def single(leaf: object) -> object:
+        return 1 if type(leaf) is int and leaf == n else leaf
+
+    calls = [
+        call._replace(args=mapped(call.args, single), kwargs=mapped(call.kwargs, single))
+        for call in needed(program.calls, program.ends[1:])
+    ]
+    inputs = [tensor.detach() for tensor, _ in program.inputs]
+    dims = [next((dim for dim, size in enumerate(t.shape) if size == n), None) for t in inputs]
+    return Sampled(program._replace(calls=calls, ends=program.ends[1:]), inputs, dims, n)
+
+
+def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a point's program where the parameters are `tensors`, with the same random numbers."""
+    program = point.program._replace(ends=point.program.ends[1:])
+    calls = needed(program.calls, program.ends)
+    with point.repeat.draws(), torch.no_grad():
+        return replay(program._replace(calls=calls), tensors, [tensor.detach() for tensor, _ in program.inputs])
+
+
+def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
+    """Return Jᵀu for every sample n and each of its cotangents u_nk.
+
+    Args:
+        one: The program for one sample.
+        leaves: The parameters, P entries in all.
+        cotangents: For each output of shape (N, …) a tensor of shape (N, r, …).
+
+    Returns:
+        A matrix of shape (N · r, P), row nr + k for u_nk.
+
+    Raises:
+        NotBySampleError: If nothing that the program takes from outside has a dimension of N samples.
+    """
+    parameters = [p.detach() for p in leaves]
+    cut = [(tensor, dim) for tensor, dim in zip(one.inputs, one.dims, strict=True) if dim is not None]
+    if not cut:
+        raise NotBySampleError(f"no tensor from outside the closure has a dimension of {one.samples} samples")
+
+    def of_sample(cotangents: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
+        left = iter(slices)
+        inputs = [t if d is None else next(left).unsqueeze(d) for t, d in zip(one.inputs, one.dims, strict=True)]
+        pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
+        return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
+
+    bytes_each = cotangents[0].shape[1] * sum(p.numel() * p.element_size() for p in parameters)
+    every_sample = torch.func.vmap(
+        of_sample, in_dims=(0, [dim for _, dim in cut]), chunk_size=max(1, CHUNK_BYTES // max(bytes_each, 1))
+    )
+    # Attention by elementary operations: its fused kernels cannot be mapped.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        pieces = every_sample(list(cotangents), [tensor for tensor, _ in cut])
+    return torch.cat([piece.flatten(0, 1).flatten(1) for piece in pieces], dim=1)

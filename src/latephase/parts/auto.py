@@ -1,0 +1,46 @@
+"""The solver for whoever does not want to choose: direct where that pays, else L-BFGS in the metric of curvature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from latephase.parts.direct import Direct
+from latephase.parts.quasi_newton import QuasiNewton
+from latephase.parts.solver import DampedProblem, NoSolutionError, Path
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Factorise where that is possible and pays; else take a Krylov space and, in its metric, L-BFGS.
+
+    What a factorisation costs follows from sizes alone, so that a resumed run chooses alike.
+
+    Attributes:
+        direct: The solver by factorisation, and how many gradients that may cost.
+        other: The other.
+
+    >>> import torch
+    >>> from latephase import HessianFree
+    >>> x, y = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), torch.tensor([1.0, 3.0, 5.0])
+    >>> def forward():
+    ...     outputs = x @ theta
+    ...     return (outputs - y).square().mean(), outputs
+    >>> for solver in Auto(), Auto(direct=Direct(largest=1)):
+    ...     theta = torch.nn.Parameter(torch.zeros(2))
+    ...     opt = HessianFree([theta], solver=solver)
+    ...     loss = opt.step(forward)
+    ...     print(opt.last_step.solver)
+    direct, 2 × 2
+    Krylov space of 2 vectors, ... as a direct solve is not possible (3 rows of 3 samples ...)
+    """
+
+    direct: Direct = field(default_factory=lambda: Direct(gradients=200.0))
+    other: QuasiNewton = field(default_factory=QuasiNewton)
+
+    def __call__(self, problem: DampedProblem) -> Path:
+        """See `Solver`."""
+        try:
+            return self.direct(problem)
+        except NoSolutionError as error:
+            path = self.other(problem)
+            return replace(path, method=f"{path.method}, as {error}")

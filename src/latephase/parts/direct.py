@@ -1,0 +1,105 @@
+"""Steps by factorisation: the damped model solved to rounding, λ measured rather than fed back, and accelerated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from latephase.checks import boolean, positive, positive_integer
+from latephase.parts.solver import DampedProblem, NoSolutionError, Path
+from latephase.parts.system import System
+from latephase.parts.trials import Trial, bent, search
+from latephase.records import CGStop
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Solve for the step by a Cholesky factorisation, in the smaller of parameter space (P×P) and row space (M×M).
+
+    λ is searched by trial losses, from the last one down or up for as long as the loss gets lower: each trial is one
+    more factorisation of the same matrix. Steps are bent, see `bent`.
+
+    Attributes:
+        accelerate: Whether steps are bent.
+        largest: The largest matrix to factorise, in rows; where both spaces are larger there is no step.
+        gradients: The most that the matrix may cost, in gradients: it takes rows · P · min(rows, P) multiplications,
+            and a gradient some 30 · P · samples. Infinite for no limit.
+        spacing: The factor between two λ that are tried, above 1.
+        trials: Most λ per step.
+        bend: A step is bent where ½‖a‖ ≤ bend · ‖v‖.
+
+    >>> import torch
+    >>> from latephase import HessianFree
+    >>> x, y = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), torch.tensor([1.0, 3.0, 5.0])
+    >>> theta = torch.nn.Parameter(torch.zeros(2))
+    >>> def forward():
+    ...     outputs = x @ theta
+    ...     return (outputs - y).square().mean(), outputs
+    >>> opt = HessianFree([theta], solver=Direct())
+    >>> round(opt.step(forward), 6)  # a line through three points: λ goes down to where it does not matter
+    0.0
+    >>> opt.last_step.solver, opt.last_step.damping, round(opt.last_step.next_damping, 6)
+    ('direct, 2 × 2', 1.0, 0.0)
+    """
+
+    accelerate: bool = True
+    largest: int = 6000
+    gradients: float = math.inf
+    spacing: float = 4.0
+    trials: int = 12
+    bend: float = 0.75
+
+    def __post_init__(self) -> None:
+        positive_integer("largest", self.largest)
+        if not self.gradients > 0.0:
+            raise ValueError(f"gradients must be > 0, not {self.gradients!r}")
+        check_trials(self.accelerate, self.spacing, self.trials, self.bend)
+
+    def accepts(self, rows: int, samples: int, parameters: int) -> bool:
+        """Whether a problem of this size is not too large."""
+        smaller = min(rows, parameters)
+        return smaller <= self.largest and rows * smaller <= 30.0 * samples * self.gradients
+
+    def __call__(self, problem: DampedProblem) -> Path:
+        """See `Solver`."""
+        if problem.preconditioner is not None:
+            raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
+        P = problem.b.numel()
+        factor = problem.curvature.factor(lambda rows, samples: self.accepts(rows, samples, P))
+        if isinstance(factor, str):
+            raise NoSolutionError(f"a direct solve is not possible ({factor})")
+        one_number = isinstance(factor.shift, float) and isinstance(problem.damping, float)
+        system = System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
+        if not system.finite:
+            return Path({}, 0.0, stop=CGStop.NON_FINITE)
+        best = search(
+            lambda factor: self._trial(problem, system, factor),
+            problem.loss_0,
+            spacing=self.spacing,
+            most=self.trials,
+        )
+        return best.path(problem.loss_0, 1, CGStop.SOLVED, f"direct, {len(system.K)} × {len(system.K)}")
+
+    def _trial(self, problem: DampedProblem, system: System, factor: float) -> Trial:
+        """The step for `factor` · λ, and the loss after it."""
+        damped = system.damped(factor * problem.damping)
+        if damped is None:
+            return Trial(factor, problem.b, math.inf, 0.0)
+        step = v = damped.step()
+        if self.accelerate:
+            step = bent(v, damped.of_rows(problem.curvature.second(v)), problem.b, self.bend)
+        return Trial(factor, step, problem.loss_at(step), predicted=-0.5 * float(problem.b.dot(v)))
+
+
+def check_trials(accelerate: bool, spacing: float, trials: int, bend: float) -> None:
+    """Check the settings that solvers with trials of λ share.
+
+    Raises:
+        TypeError: For a wrong type.
+        ValueError: For a number that is not allowed.
+    """
+    boolean("accelerate", accelerate)
+    positive_integer("trials", trials)
+    positive("bend", bend)
+    if not positive("spacing", spacing) > 1.0:
+        raise ValueError(f"spacing must be above 1, not {spacing!r}")

@@ -1,0 +1,150 @@
+"""Curvature as the metric of L-BFGS: one Krylov space, and then gradients only for as long as they bring more."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from latephase.checks import positive_integer
+from latephase.parts.krylov import Krylov
+from latephase.parts.solver import DampedProblem, NoSolutionError, Path
+
+
+class Pair(NamedTuple):
+    """A move s, what it changed the gradient by, y, and 1 / sᵀy."""
+
+    s: Tensor
+    y: Tensor
+    rho: float
+
+
+class Place(NamedTuple):
+    """A point of the search: p, the loss on the model batch at θ + p, and the gradient there."""
+
+    p: Tensor
+    loss: float
+    g: Tensor
+
+
+@dataclass(frozen=True)
+class QuasiNewton:
+    """Take a Krylov step, and go on from there by L-BFGS whose first metric is (G + λI)⁻¹ of that space.
+
+    A product costs a gradient or two and tells of one direction; a gradient of L-BFGS costs one, and moves. The metric
+    makes its first iterations as good as its later ones. The search ends when its last ten gradients have brought less
+    per gradient than the whole step so far, products included: then a new space is worth its price.
+
+    Attributes:
+        krylov: What makes the space, and finds λ.
+        most: Most gradients per step.
+        history: Pairs that L-BFGS remembers.
+
+    >>> import torch
+    >>> from latephase import HessianFree
+    >>> theta, scales = torch.nn.Parameter(torch.zeros(2)), torch.tensor([1.0, 3.0])
+    >>> opt = HessianFree([theta], curvature_opt="hessian", solver=QuasiNewton(Krylov(products=1)))
+    >>> round(opt.step(lambda: (scales * (theta - 1.0).square()).sum()), 6)
+    0.0
+    >>> opt.last_step.solver
+    'Krylov space of 1 vectors, then ... gradients of L-BFGS'
+    """
+
+    krylov: Krylov = field(default_factory=lambda: Krylov(products=20, tolerance=1e-3, accelerate=False))
+    most: int = 200
+    history: int = 50
+
+    def __post_init__(self) -> None:
+        positive_integer("most", self.most)
+        positive_integer("history", self.history)
+
+    def __call__(self, problem: DampedProblem) -> Path:
+        """See `Solver`."""
+        path, space = self.krylov.explore(problem)
+        if space is None or not len(path.steps):
+            return path
+        start = self._place(problem, path.steps[path.last])
+        lam = (path.damping_factor or 1.0) * space.damping
+        walk = Walk(problem, start, lambda v: space.inverse(lam, v), self.history)
+        spent = 2.0 * len(space.V)  # in gradients
+        while walk.gradients < self.most and walk.pays(problem.loss_model, spent):
+            if not walk.advance(lambda p: self._place(problem, p)):
+                break
+        p = walk.here.p
+        loss = problem.loss_at(p)
+        if not loss < path.losses[path.last]:
+            return path
+        method = f"{path.method}, then {walk.gradients} gradients of L-BFGS"
+        return replace(path, steps={path.last: p}, losses={path.last: loss}, method=method)
+
+    def _place(self, problem: DampedProblem, p: Tensor) -> Place:
+        found = problem.gradient_at(p)
+        if found is None:
+            raise NoSolutionError("L-BFGS needs gradients at trial points, and the gradient is the caller's own")
+        return Place(p, *found)
+
+
+class Walk:
+    """L-BFGS from a point, with a first metric that is given (Nocedal & Wright 2006, Algorithm 7.4)."""
+
+    def __init__(self, problem: DampedProblem, start: Place, metric: Callable[[Tensor], Tensor], history: int) -> None:
+        self.here = start
+        self.gradients = 1
+        self._metric = metric
+        self._pairs: deque[Pair] = deque(maxlen=history)
+        self._losses: list[float] = [start.loss]
+        origin = Place(start.p.new_zeros(start.p.shape), problem.loss_model, -problem.b)
+        self._remember(origin, start)
+
+    def pays(self, loss_0: float, spent: float) -> bool:
+        """Whether the last ten gradients brought more per gradient than the whole step."""
+        if self.gradients < 10:
+            return True
+        whole = (loss_0 - self._losses[-1]) / (spent + self.gradients)
+        return (self._losses[-10] - self._losses[-1]) / 10.0 >= whole
+
+    def advance(self, place: Callable[[Tensor], Place]) -> bool:
+        """Move once; False where no step along the direction lowers the loss."""
+        d = self._direction()
+        slope = float(self.here.g.dot(d))
+        if not slope < 0.0:
+            return False
+        lower, upper, alpha = 0.0, math.inf, 1.0
+        for _ in range(12):  # bisection for a point that satisfies the weak Wolfe conditions
+            there = place(self.here.p + alpha * d)
+            self.gradients += 1
+            self._losses.append(min(there.loss, self._losses[-1]) if math.isfinite(there.loss) else self._losses[-1])
+            if not there.loss <= self.here.loss + 1e-4 * alpha * slope:
+                upper = alpha
+            elif float(there.g.dot(d)) < 0.9 * slope:
+                lower = alpha
+            else:
+                break
+            alpha = 0.5 * (lower + upper) if math.isfinite(upper) else 2.0 * alpha
+        if not there.loss < self.here.loss:
+            return False
+        self._remember(self.here, there)
+        self.here = there
+        return True
+
+    def _direction(self) -> Tensor:
+        """−Hg by two loops over the pairs."""
+        q = self.here.g.clone()
+        weights = []
+        for s, y, rho in reversed(self._pairs):
+            weights.append(rho * float(s.dot(q)))
+            q.sub_(y, alpha=weights[-1])
+        r = self._metric(q)
+        for (s, y, rho), weight in zip(self._pairs, reversed(weights), strict=True):
+            r = r + (weight - rho * float(y.dot(r))) * s
+        return -r
+
+    def _remember(self, before: Place, after: Place) -> None:
+        s, y = after.p - before.p, after.g - before.g
+        sy = float(s.dot(y))
+        if sy > 1e-10 * float(s.norm()) * float(y.norm()):
+            self._pairs.append(Pair(s, y, 1.0 / sy))

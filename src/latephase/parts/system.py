@@ -1,0 +1,86 @@
+"""The damped normal equations (RᵀR + diag(shift) + λI)x = y, factorised in the smaller of two spaces, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latephase.parts.solver import Factor
+
+
+class System:
+    """The equations of one step, for any λ.
+
+    In row space x = Rᵀ(RRᵀ + μI)⁻¹ρ for y = Rᵀρ, with μ = λ + shift: no division by a small μ, so that tiny dampings
+    cost no precision. It needs one number μ; where shift or λ is a vector the factorisation is in parameter space.
+
+    Args:
+        factor: R, ρ and shift.
+        g: The gradient, shape (P,).
+        in_rows: Whether to work in row space.
+    """
+
+    def __init__(self, factor: Factor, g: Tensor, *, in_rows: bool) -> None:
+        self.R = factor.R.double()
+        self.rho, self.shift, self.in_rows, self._g = factor.rho.double(), factor.shift, in_rows, g
+        self.K = lower_gram(self.R if in_rows else self.R.T)
+        rest = g.double() - self.R.T @ self.rho
+        negligible = float(rest.norm()) <= torch.finfo(g.dtype).eps ** 0.75 * float(g.norm())
+        self.rest = None if negligible else rest
+
+    @property
+    def finite(self) -> bool:
+        """Whether all entries are finite."""
+        return bool(self.K.isfinite().all())
+
+    def damped(self, damping: float | Tensor) -> Damped | None:
+        """Factorise for one λ; None where the matrix is not positive definite to rounding."""
+        mu = self.shift + damping
+        A = self.K.clone()
+        A.diagonal().add_(mu)
+        L, failed = torch.linalg.cholesky_ex(A)
+        return None if bool(failed) else Damped(self, L, mu)
+
+    def gradient(self) -> Tensor:
+        """G in float64."""
+        return self._g.double()
+
+    def like_gradient(self, x: Tensor) -> Tensor:
+        """A vector in the gradient's type."""
+        return x.type_as(self._g)
+
+
+def lower_gram(A: Tensor, blocks: int = 8) -> Tensor:
+    """AAᵀ for A of shape (n, k), right in and below the diagonal: little more than half of the work of all of it."""
+    n = len(A)
+    K = torch.zeros_like(A[:, :1]).expand(n, n).clone()
+    for part in range(blocks):
+        rows = slice(part * n // blocks, (part + 1) * n // blocks)
+        torch.mm(A[rows], A[: rows.stop].T, out=K[rows, : rows.stop])
+    return K
+
+
+class Damped:
+    """The equations factorised for one λ."""
+
+    def __init__(self, system: System, L: Tensor, mu: float | Tensor) -> None:
+        self._system, self._L, self._mu = system, L, mu
+
+    def step(self) -> Tensor:
+        """The minimum of the damped model, −(RᵀR + μ)⁻¹g, shape (P,)."""
+        system = self._system
+        if not system.in_rows:
+            return system.like_gradient(-self._solve(system.gradient()))
+        x = system.R.T @ self._solve(system.rho)
+        if system.rest is not None:
+            x += (system.rest - system.R.T @ self._solve(system.R @ system.rest)) / self._mu
+        return system.like_gradient(-x)
+
+    def of_rows(self, beta: Tensor) -> Tensor:
+        """(RᵀR + μ)⁻¹Rᵀβ for β of shape (M,)."""
+        system, beta = self._system, beta.double()
+        x = system.R.T @ self._solve(beta) if system.in_rows else self._solve(system.R.T @ beta)
+        return system.like_gradient(x)
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return torch.cholesky_solve(y.unsqueeze(1), self._L).squeeze(1)

@@ -1,0 +1,138 @@
+"""SciPy's L-BFGS, a peer of PyTorch's: the routine of Zhu, Byrd, Lu and Nocedal 1997, with its own line search."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latephase.checks import positive_integer
+from latephase.study.data import Data
+from latephase.study.problems import Problem
+from latephase.study.strategies.flat_objective import FlatObjective, whole_batch
+from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Trainer
+from latephase.study.strategies.style import Style
+from latephase.study.strategies.trainer import NetworkTrainer
+
+SEARCH = 20  # evaluations in a line search at most; SciPy's
+
+
+@dataclass(frozen=True)
+class SciPyLBFGS:
+    """SciPy's L-BFGS on one batch that it keeps, in float64.
+
+    Attributes:
+        name: What tables and figures call it.
+        batch: Examples in it.
+        max_iter: Iterations of L-BFGS in what counts as a step here.
+        history_size: Differences of gradients that it remembers. (100: as for PyTorch's; SciPy's own default is 10.)
+    """
+
+    name: str
+    batch: int
+    max_iter: int = 4
+    history_size: int = 100
+    family: ClassVar[Family] = Family.QUASI_NEWTON
+
+    def __post_init__(self) -> None:
+        for name, value in self.settings().items():
+            positive_integer(name, value)
+
+    def settings(self) -> Settings:
+        """See `Strategy.settings`."""
+        return {"batch": self.batch, "max_iter": self.max_iter, "history_size": self.history_size}
+
+    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+        """See `Strategy.start`."""
+        objective = FlatObjective(problem, model, data, self.batch, generator)
+        routine = Routine(objective.parameters.read(), self.history_size)
+
+        def step(spent: float) -> Step:
+            before = objective.evaluations
+            for _ in range(self.max_iter):
+                routine.iterate(objective)
+            objective.parameters.write(routine.theta)
+            return Step(objective.work_since(before))
+
+        return NetworkTrainer(step, model)
+
+
+class Task(IntEnum):
+    """What the routine asks for or says, as it codes it."""
+
+    START = 0
+    NEW_ITERATE = 1
+    EVALUATE = 3
+
+
+class Routine:
+    """L-BFGS that can stop after any iteration and go on with all that it remembers.
+
+    `scipy.optimize.minimize` cannot: it calls the objective until it is done, and forgets all when it is called again.
+    So this calls what `minimize` calls in a loop. It is not public; the tests hold it against `minimize`.
+
+    Args:
+        theta: Where to start, [P].
+        history: Differences of gradients to remember.
+    """
+
+    def __init__(self, theta: Tensor, history: int) -> None:
+        self._like, self._history = theta, history
+        self._x = theta.cpu().numpy().astype(np.float64)
+        self._task = np.zeros(2, np.int32)
+        self._start()
+
+    @property
+    def theta(self) -> Tensor:
+        """The last iterate, or the last trial point if an iteration is under way."""
+        return torch.from_numpy(self._x.copy()).to(self._like)
+
+    def iterate(self, objective: FlatObjective) -> None:
+        """Go on to the next iterate. Where the routine has given up it starts anew, from where it is."""
+        if self._task[0] not in (Task.START, Task.NEW_ITERATE):
+            self._start()
+        self._call()
+        if self._task[0] != Task.EVALUATE:  # it sees only now that the last iterate was the last
+            self._start()
+            self._call()
+        while self._task[0] == Task.EVALUATE:
+            loss, gradient = objective(self.theta)
+            self._f, self._g = np.array(loss), gradient.cpu().numpy().astype(np.float64)
+            self._call()
+
+    def _start(self) -> None:
+        n, m = len(self._x), self._history
+        self._f, self._g = np.array(0.0), np.zeros(n)
+        self._free = np.zeros(n), np.zeros(n), np.zeros(n, np.int32)  # bounds, and that there are none
+        self._work = np.zeros(2 * m * n + 5 * n + 11 * m * m + 8 * m), np.zeros(3 * n, np.int32)
+        self._task[:] = Task.START
+        self._saved = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
+        self._search = np.zeros(2, np.int32)
+
+    def _call(self) -> None:
+        from scipy.optimize import _lbfgsb  # here, because it takes a while, which other strategies need not wait
+
+        # No tolerance: the budget ends it.
+        _lbfgsb.setulb(
+            self._history, self._x, *self._free, self._f, self._g, 0.0, 0.0, *self._work, self._task, *self._saved,
+            SEARCH, self._search,
+        )  # fmt: skip
+
+
+def _build(
+    name: str,
+    problem: Problem,
+    examples: int,
+    *,
+    batch: int | None = None,
+    max_iter: int = 4,
+    history_size: int = 100,
+) -> SciPyLBFGS:
+    return SciPyLBFGS(name, whole_batch(problem, examples, batch), max_iter, history_size)
+
+
+_STYLE = Style("#4b6fb3", "#9bb8ee", (5.0, 1.5, 2.0, 1.5), "8")
+_OPTIONS = ("batch", "max_iter", "history_size")
+DECLARATIONS = (Declaration("scipy_lbfgs", Family.QUASI_NEWTON, _STYLE, _build, _OPTIONS, default=False),)

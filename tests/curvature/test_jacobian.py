@@ -1,0 +1,155 @@
+"""Rows of the Jacobian and roots of the loss's Hessian, beside dense matrices; what has none says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from tests.contract import dense, flat
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from latephase.curvature import GGN, ggn
+from latephase.curvature.factor import roots
+from latephase.curvature.jacobian import NotBySampleError
+
+N = 7
+Forward = Callable[[], tuple[Tensor, object]]
+
+
+def data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+class Merged(nn.Module):
+    """Reshapes by the length of the batch, as code for sequences does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = mlp(3, 4), mlp(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 6) to (N, 2)."""
+        return self.outer(torch.sin(self.inner(x.reshape(len(x), 2, 3))).view(N, 8))
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.0), nn.Linear(12, 3)
+    ).double()
+
+
+def frozen_norm() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    return model.eval()
+
+
+def closures() -> dict[str, tuple[nn.Module, Callable[[nn.Module], tuple[Tensor, object]]]]:
+    """Models and what a closure computes with them."""
+    x, image, sequence = data(N, 6), data(N, 1, 6, 6), data(N, 5, 3)
+    labels, targets = torch.arange(N) % 3, data(N, 2, seed=1)
+
+    def loss(function: Callable[..., Tensor], inputs: Tensor, y: Tensor, **options: str) -> Callable:
+        def forward(model: nn.Module) -> tuple[Tensor, object]:
+            z = model(inputs)
+            return function(z, y, **options), z
+
+        return forward
+
+    def two_outputs(model: nn.Module) -> tuple[Tensor, object]:
+        h = model[0](x)
+        z = model[1](h.tanh())
+        return F.mse_loss(z, targets) + 0.1 * h.square().sum(), (z, h)
+
+    def weighted(model: nn.Module) -> tuple[Tensor, object]:
+        z = model(x)[:, 0]
+        return 3.0 * (torch.linspace(0, 1, N, dtype=torch.float64) * (z - targets[:, 0]).square()).sum() / N, z
+
+    def attention(model: nn.Module) -> tuple[Tensor, object]:
+        z = model(sequence).mean(dim=1)
+        return F.cross_entropy(z, labels), z
+
+    torch.manual_seed(0)
+    transformer = nn.TransformerEncoderLayer(3, 1, 8, dropout=0.0, batch_first=True).double()
+    return {
+        "mse": (mlp(6, 5, 2), loss(F.mse_loss, x, targets)),
+        "sum": (mlp(6, 5, 2), loss(F.mse_loss, x, targets, reduction="sum")),
+        "cross-entropy": (mlp(6, 5, 3), loss(F.cross_entropy, x, labels)),
+        "reshaped by N": (Merged(), loss(F.mse_loss, x, targets)),
+        "convolutions": (convolutional(), loss(F.cross_entropy, image, labels)),
+        "normalised by fixed statistics": (frozen_norm(), loss(F.cross_entropy, x, labels)),
+        "two outputs": (mlp(6, 5, 2)[::2], two_outputs),
+        "samples weighted": (mlp(6, 5, 1), weighted),
+        "attention": (transformer, attention),
+    }
+
+
+@pytest.mark.parametrize("name", closures())
+def test_rows_are_those_of_the_ggn(name: str) -> None:
+    model, forward = closures()[name]
+    params = list(model.parameters())
+    G = ggn(lambda: forward(model), params)
+    root = G.roots()
+    R, rho = G.rows(root)
+    P = sum(p.numel() for p in params)
+    expected = dense(lambda v: G @ v, torch.zeros(P, dtype=torch.float64))
+    torch.testing.assert_close(R.T @ R, expected, rtol=1e-9, atol=1e-11)
+    gradient = flat(torch.autograd.grad(forward(model)[0], params, allow_unused=True), params)
+    torch.testing.assert_close(R.T @ rho, gradient, rtol=1e-7, atol=1e-9)
+    assert root.rows == len(R) == len(rho)
+
+
+def test_directions_without_curvature_have_no_rows() -> None:
+    model, (x, y) = mlp(6, 5, 4), (data(N, 6), data(N, seed=1))
+
+    def forward() -> tuple[Tensor, Tensor]:
+        z = model(x)
+        return (z[:, 2] - y).square().mean(), z
+
+    assert ggn(forward, model.parameters()).roots().blocks.shape == (N, 1, 4)
+
+
+def batch_norm() -> tuple[nn.Module, Forward]:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    return model, lambda: (F.mse_loss(z := model(data(N, 6)), data(N, 2, seed=1)), z)
+
+
+def attends_across_samples() -> tuple[nn.Module, Forward]:
+    model = mlp(6, 4)
+    return model, lambda: (F.mse_loss(z := (h := model(data(N, 6))) @ h.T @ h, data(N, 4, seed=1)), z)
+
+
+def contrastive() -> tuple[nn.Module, Forward]:
+    model = mlp(6, 4)
+    return model, lambda: (F.cross_entropy((z := model(data(N, 6))) @ z.T, torch.arange(N)), z)
+
+
+def variance_of_the_batch() -> tuple[nn.Module, Forward]:
+    model = mlp(6, 1)
+    return model, lambda: ((z := model(data(N, 6))).var(), z)
+
+
+@pytest.mark.parametrize("make", [batch_norm, attends_across_samples, contrastive, variance_of_the_batch])
+def test_what_connects_samples_is_refused(make: Callable[[], tuple[nn.Module, Forward]]) -> None:
+    model, forward = make()
+    G = ggn(forward, model.parameters())
+    assert isinstance(G, GGN)
+    with pytest.raises(NotBySampleError):
+        G.rows(G.roots())
+
+
+def test_a_loss_that_is_not_convex_is_refused() -> None:
+    z = data(N, 2)
+    with pytest.raises(NotBySampleError, match="not convex"):
+        roots(lambda w: [-w[0]], [z])

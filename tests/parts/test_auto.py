@@ -1,0 +1,32 @@
+"""The solver that chooses: direct where that is possible and pays, and it says why not."""
+
+from __future__ import annotations
+
+import torch
+from tests.parts.residuals import Residuals
+
+from latephase.parts import Auto, Direct, QuasiNewton
+
+
+def test_it_factorises_where_that_pays() -> None:
+    residuals = Residuals(bent=0.3)
+    auto, direct = Auto()(residuals.problem), Direct()(residuals.problem)
+    assert torch.equal(auto.steps[1], direct.steps[1])
+    assert auto.method == direct.method == "direct, 4 × 4"
+
+
+def test_else_it_takes_the_other_way_and_says_why() -> None:
+    residuals = Residuals(bent=0.3, M=9, P=7)
+    other = QuasiNewton()(residuals.problem)
+    for direct in (Direct(largest=3), Direct(gradients=0.1)):
+        auto = Auto(direct=direct)(residuals.problem)
+        assert auto.method == f"{other.method}, as a direct solve is not possible (too many rows)"
+        assert auto.steps.keys() == other.steps.keys()
+
+
+def test_what_a_factorisation_may_cost() -> None:
+    """Ten classes of 1,297 images and 5,000 parameters: two thousand gradients; one residual per point: forty."""
+    assert not Direct(gradients=200.0).accepts(rows=12970, samples=1297, parameters=5000)
+    assert Direct(gradients=200.0).accepts(rows=1800, samples=1800, parameters=1185)
+    assert Direct(gradients=200.0).accepts(rows=1020, samples=1020, parameters=116_000)
+    assert not Direct().accepts(rows=10_000, samples=10_000, parameters=116_000)

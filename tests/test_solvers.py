@@ -1,0 +1,137 @@
+"""Every solver in a whole step: the ridge solution, micro-batches, resuming, endings, and what it cannot work on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tests.contract import Problem, batch, closure, differences, network, plain_network, values
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from latephase import HessianFree, Outcome, StepUndoneWarning
+from latephase.parts import SOLVERS, Direct
+from latephase.parts.solver import NoSolutionError
+
+BEYOND_THE_PAPER = [name for name in SOLVERS if name != "cg"]
+
+
+def plain(solver: object, **options: Any) -> Problem:
+    return Problem(plain_network(), cg_max_iter=250, solver=solver, **options)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_ridge_regression_in_one_step(solver: str) -> None:
+    """The objective is quadratic: λ goes down to where it does not matter, and weight decay is all that regularises."""
+    model = nn.Linear(3, 2).double()
+    x, y = batch(40, seed=1)
+    opt = HessianFree(model.parameters(), solver=solver, weight_decay=0.3, damping=1e-6)
+    for _ in range(3):
+        opt.step(closure(model, (x, y)))
+    ones = torch.cat([x, torch.ones(40, 1, dtype=torch.float64)], dim=1)
+    ridge = torch.linalg.solve(ones.T @ ones / 40 + 0.3 * torch.eye(4, dtype=torch.float64), ones.T @ y / 40)
+    torch.testing.assert_close(model.weight.detach(), ridge[:3].T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.bias.detach(), ridge[3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", BEYOND_THE_PAPER)
+def test_micro_batches_take_the_step_of_their_union(solver: str) -> None:
+    one, parts = plain(solver, weight_decay=0.01), plain(solver, weight_decay=0.01)
+    inputs, targets = zip(*parts.gradient, strict=True)
+    union = torch.cat(inputs), torch.cat(targets)
+    for _ in range(3):
+        one.opt.step(closure(one.model, union))
+        parts.opt.acc_step(parts.model, mse_loss, parts.gradient, micro_batches_in_memory=3)
+        assert one.opt.last_step.outcome is parts.opt.last_step.outcome is Outcome.ACCEPTED
+    for p, q in zip(one.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", BEYOND_THE_PAPER)
+def test_ten_steps_are_five_and_a_resume_of_five_to_the_bit(solver: str) -> None:
+    straight, halved = plain(solver), plain(solver)
+    for _ in range(10):
+        straight.step()
+    for _ in range(5):
+        halved.step()
+    again = plain(solver)
+    again.model.load_state_dict(copy.deepcopy(halved.model.state_dict()))
+    again.opt.load_state_dict(copy.deepcopy(halved.opt.state_dict()))
+    for _ in range(5):
+        again.step()
+    assert differences(values(straight.model, straight.opt), values(again.model, again.opt)) == []
+
+
+@pytest.mark.parametrize("solver", ["direct", "krylov", "auto"])
+def test_its_losses_are_not_evaluated_twice_and_lambda_is_its_own(solver: str) -> None:
+    problem = plain(solver, damping=1.0)
+    calls = []
+    evaluate = problem.evaluate
+    problem.step(evaluate=lambda: calls.append(1) or evaluate())
+    record = problem.opt.last_step
+    assert record.outcome is Outcome.ACCEPTED
+    # θ, and one for each λ; the outputs on either side of θ are of the model batch.
+    assert len(calls) == 1 + (record.counts.losses - len(calls)) // 2
+    assert record.next_damping != 1.0
+    assert record.next_damping in {4.0**k for k in range(-12, 12)}
+
+
+@pytest.mark.parametrize("solver", BEYOND_THE_PAPER)
+def test_a_step_that_meets_nan_leaves_nothing_behind(solver: str) -> None:
+    problem = plain(solver)
+    problem.step()
+    before = problem.snapshot()
+    with pytest.warns(StepUndoneWarning):
+        problem.step(evaluate=lambda: problem.evaluate()[0] * torch.nan)
+    assert differences(before, problem.snapshot()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"curvature_opt": "hessian"}, "Hessian of the loss is no product"),
+        ({"solver": Direct(largest=2)}, "samples are more than the solver takes"),
+    ],
+)
+def test_what_it_cannot_work_on(options: dict[str, Any], words: str) -> None:
+    problem = plain(**{"solver": "direct", **options})
+    before = problem.snapshot()
+    with pytest.raises(NoSolutionError, match=words):
+        problem.step()
+    assert differences(before, problem.snapshot()) == []
+
+
+def test_samples_that_influence_each_other_are_refused() -> None:
+    problem = Problem(network(), cg_max_iter=250, solver="direct")  # BatchNorm in training mode
+    with pytest.raises(NoSolutionError, match="each sample alone"):
+        problem.step()
+    problem.model.eval()
+    problem.step()
+    assert problem.opt.last_step.outcome is Outcome.ACCEPTED
+
+
+def test_products_of_the_callers_own_have_no_factors() -> None:
+    problem = plain("direct")
+    with pytest.raises(NoSolutionError, match="the caller's own"):
+        problem.step(mvp=lambda v: v)
+
+
+def test_micro_batches_must_be_in_memory() -> None:
+    problem = plain("direct")
+    with pytest.raises(NoSolutionError, match="micro_batches_in_memory"):
+        problem.acc_step()
+    problem.acc_step(micro_batches_in_memory=2)
+    assert problem.opt.last_step.outcome is Outcome.ACCEPTED
+
+
+def test_dropout_is_refused_in_training_mode() -> None:
+    """A sample by itself would draw another mask than in its batch."""
+    model = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Dropout(0.5), nn.Linear(20, 2)).double()
+    opt = HessianFree(model.parameters(), solver="direct")
+    with pytest.raises(NoSolutionError, match="random"):
+        opt.step(closure(model, batch(30, seed=1)))
+    model.eval()
+    opt.step(closure(model, batch(30, seed=1)))
+    assert opt.last_step.outcome is Outcome.ACCEPTED
