@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from latephase import HessianFree, Outcome
-from latephase.curvature import GGN, CurvatureError, CurvatureWarning, ggn
+from latephase.curvature import CurvatureError, CurvatureWarning, ggn, ladder
 from latephase.curvature.dispatch_state import unchanged_dispatch_state
 from latephase.watching import function_modes
 
@@ -492,10 +492,10 @@ def test_numbers_that_change_are_inputs_of_one_program(name: str, monkeypatch: p
             return F.mse_loss(z, y) + CHANGING[name](k, z), z
 
         product = ggn(forward, model.parameters()) @ v
-        remembered = dict(GGN.ladder().choices)
+        remembered = dict(ladder._choices)
         forget_choices()
         fresh = ggn(forward, model.parameters()) @ v
-        GGN.ladder().choices.update(remembered)
+        ladder._choices.update(remembered)
         torch.testing.assert_close(product, fresh, rtol=1e-12, atol=1e-14)
     assert len(traced) == 1 + 5  # five of them are the fresh ones
 

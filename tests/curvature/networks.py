@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from latephase.curvature import GGN, Hessian, ggn
+from latephase.curvature import ggn, ladder
 from latephase.curvature.point import evaluate
 from latephase.parameters import Parameters
 from latephase.transaction import Transaction
@@ -12,8 +12,7 @@ from latephase.transaction import Transaction
 
 def forget_choices():
     """Let the next use of every program be its first."""
-    for operator in (GGN, Hessian):
-        operator.ladder().choices.clear()
+    ladder._choices.clear()
 
 
 def network():

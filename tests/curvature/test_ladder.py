@@ -11,7 +11,7 @@ from tests.curvature.networks import closure, forget_choices, network
 from torch import nn
 
 from latephase import HessianFree
-from latephase.curvature import GGN, CurvatureError, ggn
+from latephase.curvature import CurvatureError, ggn, ladder
 from latephase.curvature.engines import linearize
 
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
@@ -46,12 +46,12 @@ def test_a_remembered_program_that_computes_something_else_is_traced_anew(traces
     """Outputs and gradient of every later point are held against those of the closure itself."""
     model, v = network(), torch.randn(67, dtype=torch.float64)
     right = ggn(closure(model), model.parameters()) @ v
-    (key, choice), *_ = GGN.ladder().choices.items()
+    (key, choice), *_ = ladder._choices.items()
     assert isinstance(choice.engine_at, partial)
     (program,) = choice.engine_at.args
     function = getattr(program, part)
     wrong = program._replace(**{part: lambda *args: [1.01 * r for r in function(*args)]})
-    GGN.ladder().choices[key] = replace(choice, engine_at=partial(linearize.Linearization, wrong))
+    ladder._choices[key] = replace(choice, engine_at=partial(linearize.Linearization, wrong))
     operator = HessianFree(model.parameters(), lr=0.0)
     operator.step(closure(model))  # a step has the gradient at hand
     assert len(traces) == 2

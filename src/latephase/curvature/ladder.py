@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -137,15 +137,18 @@ class Choice(Generic[E]):
         return _name(self.rung, self.options)
 
 
+# What was chosen by whatever ladder for the programs of this process, the last used at the end.
+_choices: OrderedDict[tuple[object, Key], Choice[Any]] = OrderedDict()
+
+
 class Ladder(Generic[E]):
-    """Rungs, what holds an engine against the closure, and the choices that were made.
+    """Rungs, and what holds an engine against the closure.
 
     Attributes:
         rungs: The rungs, the best first.
         check: Raises an error unless an engine is right at a point, where its program is used for the first time;
             returns what there is to say of it.
         check_again: Raises an error unless an engine is right at a later point.
-        choices: The last choices, by program.
     """
 
     def __init__(
@@ -157,11 +160,10 @@ class Ladder(Generic[E]):
         self.rungs = rungs
         self.check = check
         self.check_again = check_again
-        self.choices: OrderedDict[Key, Choice[E]] = OrderedDict()
 
     def remembered(self, point: Point, options: Options) -> Choice[E] | None:
         """The choice that was made for a point's program before, if any."""
-        return self.choices.get(_key(point, options))
+        return _choices.get((self, _key(point, options)))
 
     def climb(self, point: Point, options: Options) -> tuple[E, Choice[E]]:
         """Return an engine at `point` by the best rung that works, and how it was chosen.
@@ -172,11 +174,11 @@ class Ladder(Generic[E]):
             CurvatureError: If there is none.
             OutOfMemoryError: If the remembered one finds no memory, which no other choice would mend.
         """
-        key = _key(point, options)
-        choice = self.choices.get(key)
+        key = (self, _key(point, options))
+        choice: Choice[E] | None = _choices.get(key)
         failures: dict[str, str] = {}
         if choice is not None:
-            self.choices.move_to_end(key)
+            _choices.move_to_end(key)
             try:
                 engine = choice.engine_at(point)
                 self.check_again(engine, point, choice)
@@ -201,17 +203,17 @@ class Ladder(Generic[E]):
         self, point: Point, options: Options, rungs: Sequence[Rung[E]], failures: dict[str, str]
     ) -> tuple[E, Choice[E]]:
         """Choose among `rungs`, remember the choice, and say what there is to say of it."""
-        key = _key(point, options)
-        self.choices.pop(key, None)
+        key = (self, _key(point, options))
+        _choices.pop(key, None)
         point.restore_graph()
         point.refuse_reentrant_checkpoints()
         point.refuse_what_was_made_before()
         if point.gradient_pieces is None:
             point.gradient(retain_graph=True)
         engine, choice = self._first_use(point, options, rungs, failures)
-        self.choices[key] = choice
-        while len(self.choices) > REMEMBERED_CHOICES:
-            self.choices.popitem(last=False)
+        _choices[key] = choice
+        while len(_choices) > REMEMBERED_CHOICES:
+            _choices.popitem(last=False)
         for remark in choice.remarks:
             warnings.warn(remark.value, CurvatureWarning, stacklevel=2)
         return engine, choice
