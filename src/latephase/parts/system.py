@@ -42,7 +42,7 @@ class System:
         return None if bool(failed) else Damped(self, L, mu)
 
     def gradient(self) -> Tensor:
-        """G in float64."""
+        """The gradient in float64."""
         return self._g.double()
 
     def like_gradient(self, x: Tensor) -> Tensor:
