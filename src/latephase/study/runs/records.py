@@ -37,7 +37,8 @@ class Training:
         device: Kind of device; results differ in rounding between kinds.
         latephase: Version of the code.
 
-    >>> training = Training("digits_cnn", "digits_cnn", 0.05, 32, 400, 5e-4, None, seed=0, device="cpu")
+    >>> settings = 0.05, 32, 400, 5e-4, "sgd_constant", None
+    >>> training = Training("digits_cnn", "digits_cnn", *settings, seed=0, device="cpu")
     >>> training.title
     'digits_cnn, training, seed 0'
     >>> from_json(training.to_json()) == training

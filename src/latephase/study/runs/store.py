@@ -100,7 +100,8 @@ class Store:
         >>> from latephase.study.runs.records import Training
         >>> store = Store("memory://an-example")
         >>> store.prepare()
-        >>> run = store.begin(Training("digits_cnn", "digits_cnn", 0.05, 32, 400, 5e-4, None, seed=0, device="cpu"))
+        >>> settings = 0.05, 32, 400, 5e-4, "sgd_constant", None
+        >>> run = store.begin(Training("digits_cnn", "digits_cnn", *settings, seed=0, device="cpu"))
         >>> store.ids() == [run], store.status(run).state
         (True, 'missing')
     """
