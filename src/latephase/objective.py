@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latephase.checks import real_vector, vector_map
 from latephase.curvature.accumulate import Accumulated, Kind, Term
-from latephase.curvature.point import Forward, Point, evaluate, split_return
+from latephase.curvature.point import evaluate, split_return
 from latephase.failures import is_failed_trial
 from latephase.micro_batches import Batches
 from latephase.parameters import Parameters
@@ -154,7 +154,7 @@ class ClosureObjective:
             return None, self._grad + gradient
         loss = self._penalty(self._theta)
         for number, (forward, weight) in enumerate(self._batches.gradient):
-            point = self._evaluate(number, forward)
+            point = evaluate(forward, self._parameters, self._transaction.repeat(number))
             needs_graph = self._curvature is not None and self._curvature.needs_graph(forward, point)
             gradient += weight * point.gradient(retain_graph=needs_graph)
             loss += weight * float(point.loss.detach())
@@ -209,12 +209,9 @@ class ClosureObjective:
             return 0.0
         return 0.5 * float((self._weight_decay * theta).dot(theta))
 
-    def _evaluate(self, number: int, forward: Forward) -> Point:
-        return evaluate(forward, self._parameters, self._transaction.repeat(number))
-
 
 class _ModelCurvature:
-    """The curvature of an objective at θ; an object of its own, so that what is kept of a step keeps no cycle."""
+    """The curvature of an objective at θ."""
 
     def __init__(self, objective: ClosureObjective) -> None:
         self.factor, self.second, self.force = objective.factor, objective.second, objective.force

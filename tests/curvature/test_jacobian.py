@@ -149,6 +149,28 @@ def test_what_connects_samples_is_refused(make: Callable[[], tuple[nn.Module, Fo
         G.rows(G.roots())
 
 
+def two_batches() -> tuple[nn.Module, Forward]:
+    model = mlp(6, 1)
+    return model, lambda: ((a := model(data(N, 6))).square().mean() + (b := model(data(3, 6))).square().mean(), (a, b))
+
+
+def one_number() -> tuple[nn.Module, Forward]:
+    model = mlp(6, 1)
+    return model, lambda: ((z := model(data(N, 6)).sum()).square(), z)
+
+
+@pytest.mark.parametrize("make", [two_batches, one_number])
+def test_outputs_without_a_common_batch_are_refused(make: Callable[[], tuple[nn.Module, Forward]]) -> None:
+    model, forward = make()
+    with pytest.raises(NotBySampleError, match="no common batch"):
+        ggn(forward, model.parameters()).roots()
+
+
+def test_too_large_a_hessian_of_the_loss_is_refused_before_it_is_computed() -> None:
+    with pytest.raises(NotBySampleError, match="60000 samples with 784 outputs"):
+        roots(lambda w: pytest.fail("a product was asked for"), [torch.empty(60_000, 784, device="meta")])
+
+
 def test_a_loss_that_is_not_convex_is_refused() -> None:
     z = data(N, 2)
     with pytest.raises(NotBySampleError, match="not convex"):

@@ -87,6 +87,18 @@ def test_in_the_whole_space_it_is_the_direct_solver(seed: int, several: bool):
         assert krylov.losses[n] == pytest.approx(direct.losses[1])
 
 
+@pytest.mark.parametrize("settings", [{"spacing": 3.0}, {"trials": 1}, {"bend": 1e-9}, {"accelerate": False}])
+def test_what_it_shares_with_the_direct_solver_it_is_told_alike(settings: dict[str, float]) -> None:
+    residuals = Residuals(M=9, P=5, bent=0.3)
+    usual = Direct()(residuals.problem)
+    direct = Direct(**settings)(residuals.problem)  # type: ignore[arg-type]
+    krylov = Krylov(products=5, tolerance=1e-12, **settings)(residuals.problem)  # type: ignore[arg-type]
+    moved = float((direct.steps[1] - usual.steps[1]).norm()) > 1e-6
+    assert moved or direct.damping_factor != usual.damping_factor
+    assert krylov.damping_factor == direct.damping_factor
+    torch.testing.assert_close(krylov.steps[5], direct.steps[1], rtol=1e-6, atol=1e-8)
+
+
 def test_it_stops_where_the_space_is_large_enough():
     residuals = Residuals(M=60, P=40, damping=10.0)
     sizes = [Krylov(products=40, tolerance=t)(residuals.problem).iterations for t in (0.5, 0.1, 1e-3)]

@@ -69,6 +69,12 @@ def test_it_goes_much_further_where_the_space_is_small() -> None:
     assert losses[1] < 0.2 * losses[0]
 
 
+def test_it_remembers_as_many_pairs_as_it_is_told() -> None:
+    residuals = Residuals(M=60, P=40)
+    one, many = (QuasiNewton(krylov=KRYLOV, history=n, most=30)(residuals.problem) for n in (1, 20))
+    assert many.losses[3] < one.losses[3]
+
+
 def test_it_takes_no_more_gradients_than_it_may() -> None:
     residuals = Residuals(M=60, P=40)
     asked = []

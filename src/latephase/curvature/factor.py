@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latephase.curvature.jacobian import NotBySampleError
+from latephase.curvature.jacobian import NotBySampleError, common_batch
+
+MOST_ENTRIES = 2**26  # of all blocks of H together
 
 Tensors = list[Tensor]
 Product = Callable[[Tensors], Tensors]
@@ -59,9 +61,12 @@ def roots(hvp: Product, outputs: Tensors) -> Roots:
         The blocks; directions in which no sample's loss is curved are left out.
 
     Raises:
-        NotBySampleError: If H connects samples, or is not positive semi-definite.
+        NotBySampleError: If the outputs have no common batch, or H connects samples, is not positive semi-definite, or
+            is too large.
     """
-    n, c = len(outputs[0]), sum(z[0].numel() for z in outputs)
+    n, c = common_batch(outputs), sum(z[0].numel() for z in outputs)
+    if n * c**2 > MOST_ENTRIES:
+        raise NotBySampleError(f"{n} samples with {c} outputs each have too large a Hessian of the loss")
     H = torch.stack([flat(hvp(_unit(outputs, i))) for i in range(c)], dim=2)
     probe = [
         torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(z) for z in outputs

@@ -42,6 +42,18 @@ class Sampled(NamedTuple):
     samples: int
 
 
+def common_batch(outputs: Sequence[Tensor]) -> int:
+    """Return N of outputs of shapes (N, …).
+
+    Raises:
+        NotBySampleError: If they have no common first dimension.
+    """
+    lengths = {z.shape[0] if z.dim() else 0 for z in outputs}
+    if len(lengths) != 1 or lengths == {0}:
+        raise NotBySampleError(f"outputs of shapes {[tuple(z.shape) for z in outputs]} have no common batch")
+    return lengths.pop()
+
+
 def sampled(point: Point) -> Sampled:
     """Return the program of a point for one sample.
 
@@ -57,10 +69,7 @@ def sampled(point: Point) -> Sampled:
     program = point.program
     if program.unseen is not None:
         raise NotBySampleError(f"{program.unseen} cannot be run again from a record of torch functions")
-    lengths = {z.shape[0] if z.dim() else 0 for z in point.outputs}
-    n = max(lengths)
-    if len(lengths) != 1 or n == 0:
-        raise NotBySampleError(f"outputs of shapes {[tuple(z.shape) for z in point.outputs]} have no common batch")
+    n = common_batch(point.outputs)
 
     def single(leaf: object) -> object:
         return 1 if type(leaf) is int and leaf == n else leaf

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from latephase.checks import boolean, positive, positive_integer
+from latephase.checks import positive_integer
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System
-from latephase.parts.trials import Trial, bent, search
+from latephase.parts.trials import Trial, bent, check_trials, search
 from latephase.records import CGStop
 
 
@@ -89,17 +89,3 @@ class Direct:
         if self.accelerate:
             step = bent(v, damped.of_rows(problem.curvature.second(v)), problem.b, self.bend)
         return Trial(factor, step, problem.loss_at(step), predicted=-0.5 * float(problem.b.dot(v)))
-
-
-def check_trials(accelerate: bool, spacing: float, trials: int, bend: float) -> None:
-    """Check the settings that solvers with trials of λ share.
-
-    Raises:
-        TypeError: For a wrong type.
-        ValueError: For a number that is not allowed.
-    """
-    boolean("accelerate", accelerate)
-    positive_integer("trials", trials)
-    positive("bend", bend)
-    if not positive("spacing", spacing) > 1.0:
-        raise ValueError(f"spacing must be above 1, not {spacing!r}")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from latephase.checks import positive_fraction, positive_integer
-from latephase.parts.direct import check_trials
 from latephase.parts.solver import DampedProblem, NoSolutionError, Operator, Path
-from latephase.parts.trials import Trial, bent, search
+from latephase.parts.trials import Trial, bent, check_trials, search
 from latephase.records import CGStop
 
 
@@ -137,24 +136,27 @@ def lanczos(A: Operator, b: Tensor, *, most: int, enough: Callable[[Tensor, floa
         enough: Says, from T so far and the next off-diagonal entry, whether the space is large enough.
     """
     norm = float(b.norm())
-    V = [b / norm]
+    most = min(most, b.numel())
+    V = b.new_empty((most, b.numel()))
+    V[0] = b / norm
     diagonal: list[float] = []
     beside: list[float] = []
     eps = torch.finfo(b.dtype).eps
     while True:
-        w = A(V[-1])
-        diagonal.append(float(V[-1].dot(w)))
-        basis = torch.stack(V)
+        k = len(diagonal) + 1
+        basis = V[:k]
+        w = A(basis[-1])
+        diagonal.append(float(basis[-1].dot(w)))
         for _ in range(2):  # twice is enough (Parlett 1980)
             w = w - basis.T @ (basis @ w)
         beta = float(w.norm())
         if not (math.isfinite(diagonal[-1]) and math.isfinite(beta)):
             return None
         T = _tridiagonal(diagonal, beside)
-        if len(V) >= min(most, b.numel()) or beta <= eps * max(map(abs, diagonal)) or enough(T, beta):
+        if k == most or beta <= eps * max(map(abs, diagonal)) or enough(T, beta):
             return Space(basis, T.type_as(b.double()), norm)
         beside.append(beta)
-        V.append(w / beta)
+        V[k] = w / beta
 
 
 def _tridiagonal(diagonal: list[float], beside: list[float]) -> Tensor:

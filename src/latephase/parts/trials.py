@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from latephase.checks import boolean, positive, positive_integer
 from latephase.parts.solver import Path
 from latephase.records import CGStop
 
@@ -69,3 +70,17 @@ def bent(v: Tensor, a: Tensor, b: Tensor, most: float) -> Tensor:
     step = v - 0.5 * a
     near = 0.5 * float(a.norm()) <= most * float(v.norm())
     return step if near and float(b.dot(step)) > 0.0 else v
+
+
+def check_trials(accelerate: bool, spacing: float, trials: int, bend: float) -> None:
+    """Check the settings that solvers with trials of λ share.
+
+    Raises:
+        TypeError: For a wrong type.
+        ValueError: For a number that is not allowed.
+    """
+    boolean("accelerate", accelerate)
+    positive_integer("trials", trials)
+    positive("bend", bend)
+    if not positive("spacing", spacing) > 1.0:
+        raise ValueError(f"spacing must be above 1, not {spacing!r}")
