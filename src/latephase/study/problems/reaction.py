@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from latephase.study.problems.pinn import Equation, Function, pinn
+from latephase.study.problems.pinn import Equation, Function
 from latephase.study.problems.problem import Problem
-from latephase.study.problems.space_time import EDGE, INITIAL, INSIDE, grid
+from latephase.study.problems.space_time import INSIDE, periodic
 from latephase.study.problems.tanh_network import Jet
 
 RHO = 5.0
@@ -34,24 +34,9 @@ def residuals(points: Tensor, u: Jet, network: Function) -> tuple[Tensor, Tensor
     return u.slopes[1] - grows, u.value - bell(points), u.value - network(points + period)
 
 
-def draw(inside: int) -> tuple[list[Tensor], Tensor]:
-    """Return the points; where u is periodic, those at x = 0 stand for both edges."""
-    points = grid(0.0, 2 * math.pi, inside)
-    return [points.inside, points.initial, points.first], points.fresh
-
-
 def reaction(width: int = 200, inside: int = INSIDE) -> Problem:
     """Return the problem, with three hidden layers of a width and so many points inside."""
-    return pinn(
-        "reaction",
-        Equation((0.0, 0.0), residuals, solution),
-        [width] * 3,
-        (inside, INITIAL, EDGE),
-        lambda: draw(inside),
-        source="Rathore et al. 2024 (arXiv 2402.01868), Table 2",
-        lr=1e-4,
-        epochs=11_000,
-    )
+    return periodic("reaction", Equation((0.0, 0.0), residuals, solution), width, inside)
 
 
 REACTION = reaction()

@@ -1,11 +1,13 @@
 """Points of equations in one dimension and time: from a grid, as Rathore et al. 2024 (arXiv 2402.01868) take them."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from latephase.study.problems.pinn import FRESH, in_box, seeded
+from latephase.study.problems.pinn import FRESH, Equation, in_box, pinn, seeded
+from latephase.study.problems.problem import Problem
 
 INSIDE, INITIAL, EDGE = 10_000, 257, 101
 """Points in the interior, at t = 0 and on either edge (Rathore et al. 2024)."""
@@ -45,3 +47,29 @@ def grid(low: float, high: float, inside: int) -> SpaceTime:
     fresh = in_box(FRESH, (low, 0.0), (high, 1.0), generator)
     first, last = (torch.stack([torch.full_like(t, end), t], dim=1) for end in (low, high))
     return SpaceTime(chosen, torch.stack([x, torch.zeros_like(x)], dim=1), first, last, fresh)
+
+
+def periodic(name: str, equation: Equation, width: int, inside: int) -> Problem:
+    """Return a problem of Rathore et al. 2024 that is periodic in x from 0 to 2π.
+
+    Args:
+        name: What it is called.
+        equation: Its residuals are those inside, at t = 0, and between the edges, given the points at x = 0.
+        width: Of each of the three hidden layers.
+        inside: Points inside.
+    """
+
+    def draw() -> tuple[list[Tensor], Tensor]:
+        points = grid(0.0, 2 * math.pi, inside)
+        return [points.inside, points.initial, points.first], points.fresh
+
+    return pinn(
+        name,
+        equation,
+        [width] * 3,
+        (inside, INITIAL, EDGE),
+        draw,
+        source="Rathore et al. 2024 (arXiv 2402.01868), Table 2",
+        lr=1e-4,
+        epochs=11_000,
+    )

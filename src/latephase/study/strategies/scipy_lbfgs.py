@@ -1,48 +1,24 @@
 """SciPy's L-BFGS, a peer of PyTorch's: the routine of Zhu, Byrd, Lu and Nocedal 1997, with its own line search."""
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latephase.checks import positive_integer
 from latephase.study.data import Data
 from latephase.study.problems import Problem
-from latephase.study.strategies.flat_objective import FlatObjective, whole_batch
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Trainer
+from latephase.study.strategies.flat_objective import FlatObjective
+from latephase.study.strategies.limited_memory import LimitedMemory
+from latephase.study.strategies.strategy import Step, Trainer
 from latephase.study.strategies.style import Style
 from latephase.study.strategies.trainer import NetworkTrainer
 
 SEARCH = 20  # evaluations in a line search at most; SciPy's
 
 
-@dataclass(frozen=True)
-class SciPyLBFGS:
-    """SciPy's L-BFGS on one batch that it keeps, in float64.
-
-    Attributes:
-        name: What tables and figures call it.
-        batch: Examples in it.
-        max_iter: Iterations of L-BFGS in what counts as a step here.
-        history_size: Differences of gradients that it remembers. (100: as for PyTorch's; SciPy's own default is 10.)
-    """
-
-    name: str
-    batch: int
-    max_iter: int = 4
-    history_size: int = 100
-    family: ClassVar[Family] = Family.QUASI_NEWTON
-
-    def __post_init__(self) -> None:
-        for name, value in self.settings().items():
-            positive_integer(name, value)
-
-    def settings(self) -> Settings:
-        """See `Strategy.settings`."""
-        return {"batch": self.batch, "max_iter": self.max_iter, "history_size": self.history_size}
+class SciPyLBFGS(LimitedMemory):
+    """SciPy's L-BFGS, in float64; see `LimitedMemory`."""
 
     def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
@@ -121,18 +97,6 @@ class Routine:
         )  # fmt: skip
 
 
-def _build(
-    name: str,
-    problem: Problem,
-    examples: int,
-    *,
-    batch: int | None = None,
-    max_iter: int = 4,
-    history_size: int = 100,
-) -> SciPyLBFGS:
-    return SciPyLBFGS(name, whole_batch(problem, examples, batch), max_iter, history_size)
-
-
-_STYLE = Style("#4b6fb3", "#9bb8ee", (5.0, 1.5, 2.0, 1.5), "8")
-_OPTIONS = ("batch", "max_iter", "history_size")
-DECLARATIONS = (Declaration("scipy_lbfgs", Family.QUASI_NEWTON, _STYLE, _build, _OPTIONS, default=False),)
+DECLARATIONS = (
+    SciPyLBFGS.declared("scipy_lbfgs", Style("#4b6fb3", "#9bb8ee", (5.0, 1.5, 2.0, 1.5), "8"), default=False),
+)
