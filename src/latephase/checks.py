@@ -32,11 +32,12 @@ def choice(name: str, value: object, allowed: Iterable[str]) -> str:
 
 def positive_integer(name: str, value: object) -> int:
     """Check for an integer ≥ 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer ≥ 1, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be ≥ 1, not {value!r}")
-    return int(value)
+    return _integer(name, value, 1)
+
+
+def non_negative_integer(name: str, value: object) -> int:
+    """Check for an integer ≥ 0."""
+    return _integer(name, value, 0)
 
 
 def non_negative(name: str, value: object) -> float:
@@ -124,6 +125,14 @@ def vector_map(name: str, mapping: Callable[[Tensor], object]) -> Callable[[Tens
         return real_vector(f"the result of {name}", mapping(v.clone()), like=v)
 
     return checked
+
+
+def _integer(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer ≥ {least}, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be ≥ {least}, not {value!r}")
+    return int(value)
 
 
 def _in_range(name: str, value: object, lower: float, upper: float) -> float:

@@ -181,18 +181,18 @@ class ClosureObjective:
         self._products += passes
         return Factor(R, rho, self._weight_decay)
 
-    def second(self, p: Tensor) -> Tensor:
-        """Return √H ∂²z/∂p² on B; see `Curvature.second`."""
+    def change(self, p: Tensor) -> Tensor:
+        """Return √H (z(θ + p) − z(θ)) on B; see `Curvature.change`."""
         assert self._curvature is not None
-        self._losses += 2 * len(self._batches.curvature)
-        return self._curvature.second(p)
+        self._losses += len(self._batches.curvature)
+        return self._curvature.change(p)
 
-    def force(self, p: Tensor) -> Tensor | None:
-        """Return Jᵀ H ∂²z/∂p² on B; see `Curvature.force`."""
+    def pulled_change(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H (z(θ + p) − z(θ)) on B; see `Curvature.pulled_change`."""
         if self._curvature is None:
             return None
-        self._losses += 2 * len(self._batches.curvature)
-        return self._curvature.force(p)
+        self._losses += len(self._batches.curvature)
+        return self._curvature.pulled_change(p)
 
     def _loss_here(self, theta: Tensor) -> float:
         """The loss on B̄ where the parameters are, which is `theta`."""
@@ -214,7 +214,7 @@ class _ModelCurvature:
     """The curvature of an objective at θ."""
 
     def __init__(self, objective: ClosureObjective) -> None:
-        self.factor, self.second, self.force = objective.factor, objective.second, objective.force
+        self.factor, self.change, self.pulled_change = objective.factor, objective.change, objective.pulled_change
         self._product = objective.product
 
     def __call__(self, v: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         n = self.backtracking(loss_at, path.steps)
         # α ← line_search(p, L_B̄), from α = lr
         step = lr * path.steps[n]
-        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, -float(minus_g.dot(step)))
+        slope = -float(minus_g.dot(step)) if path.slope is None else path.slope
+        factor, loss = self.line_search(lambda shrink: loss_at(n, shrink * lr), loss_0, slope)
         if not math.isfinite(loss):
             return replace(record, outcome=Outcome.NON_FINITE_STEP)
 

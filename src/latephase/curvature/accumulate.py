@@ -127,18 +127,18 @@ class Accumulated:
         R, rho = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))  # R is large: no copy
         return R, rho, max(root.blocks.shape[1] for root in self._roots)
 
-    def second(self, p: Tensor) -> Tensor:
-        """Return √H ∂²z/∂p² in the rows of the last factor: shape (M,)."""
+    def change(self, p: Tensor) -> Tensor:
+        """Return √H (z(θ + p) − z(θ)) in the rows of the last factor: shape (M,)."""
         pieces = zip(self._terms, self._ggns(), self._roots, strict=True)
-        return torch.cat([term.weight**0.5 * operator.second(root, p) for term, operator, root in pieces])
+        return torch.cat([term.weight**0.5 * operator.change(root, p) for term, operator, root in pieces])
 
-    def force(self, p: Tensor) -> Tensor | None:
-        """Return Jᵀ H ∂²z/∂p², shape (P,); None where not every part has a program and is in memory."""
+    def pulled_change(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H (z(θ + p) − z(θ)), shape (P,); None where not every part has a program and is in memory."""
         operators = self._ggns()
-        if len(operators) < len(self._terms) or not all(operator.can_bend for operator in operators):
+        if len(operators) < len(self._terms) or not all(operator.can_move for operator in operators):
             return None
-        forces = [term.weight * operator.force(p) for term, operator in zip(self._terms, operators, strict=True)]
-        return torch.stack(forces).sum(dim=0)
+        parts = zip(self._terms, operators, strict=True)
+        return torch.stack([term.weight * operator.pulled_change(p) for term, operator in parts]).sum(dim=0)
 
     def _ggns(self) -> list[GGN]:
         operators = (self._operators.get(term.forward) for term in self._terms)

@@ -24,7 +24,6 @@ from latephase.curvature.verify import (
     check,
     check_loss_hessian,
     check_transposed,
-    coarsest,
     difference_and_norm,
     gain,
     inner,
@@ -112,29 +111,23 @@ class GGN(CurvatureOperator[Factors]):
             raise NotBySampleError(f"the outputs are no function of each sample alone ({said(error)})") from error
         return R.to(self._parameters.dtype), root.solve(self._engine.slopes).to(self._parameters.dtype)
 
-    def second(self, root: Roots, p: Tensor) -> Tensor:
-        """Return √H ∂²z/∂p² for p of shape (P,); shape (M,)."""
-        return root.times(self._bend(p)).to(self._parameters.dtype)
+    def change(self, root: Roots, p: Tensor) -> Tensor:
+        """Return √H (z(θ + p) − z(θ)) for p of shape (P,); shape (M,)."""
+        return root.times(self._change(p)).to(self._parameters.dtype)
 
     @property
-    def can_bend(self) -> bool:
-        """Whether `force` can be computed."""
+    def can_move(self) -> bool:
+        """Whether the outputs at other parameters can be computed."""
         return self._point.program.unseen is None
 
-    def force(self, p: Tensor) -> Tensor:
-        """Return Jᵀ H ∂²z/∂p² for p of shape (P,); shape (P,)."""
-        return self._parameters.join(self._engine.vjp(self._hvp(self._bend(p))))
+    def pulled_change(self, p: Tensor) -> Tensor:
+        """Return Jᵀ H (z(θ + p) − z(θ)) for p of shape (P,); shape (P,)."""
+        return self._parameters.join(self._engine.vjp(self._hvp(self._change(p))))
 
-    def _bend(self, p: Tensor) -> list[Tensor]:
-        """∂²z/∂p² by differences of the outputs at θ ± hp."""
-        h = 0.01 if coarsest(self._point) < 1e-10 else 0.1  # the noise of rounding grows with the inverse square
-        step = self._parameters.split(h * p)
-        above, below = (
-            outputs_at(self._point, [q.detach() + side * s for q, s in zip(self._point.leaves, step, strict=True)])
-            for side in (1.0, -1.0)
-        )
-        z = [z.detach() for z in self._point.outputs]
-        return [(a - 2.0 * m + b) / h**2 for a, m, b in zip(above, z, below, strict=True)]
+    def _change(self, p: Tensor) -> list[Tensor]:
+        step = self._parameters.split(p)
+        there = outputs_at(self._point, [q.detach() + s for q, s in zip(self._point.leaves, step, strict=True)])
+        return [after - z.detach() for after, z in zip(there, self._point.outputs, strict=True)]
 
     def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
         """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from latephase.checks import positive_integer
+from torch import Tensor
+
+from latephase.checks import non_negative_integer, positive_integer
+from latephase.parts.corrections import Deviation, corrected
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System
-from latephase.parts.trials import Trial, bent, check_trials, search
+from latephase.parts.trials import Trial, check_trials, search
 from latephase.records import CGStop
 
 
@@ -17,16 +20,15 @@ class Direct:
     """Solve for the step by a Cholesky factorisation, in the smaller of parameter space (P×P) and row space (M×M).
 
     λ is searched by trial losses, from the last one down or up for as long as the loss gets lower: each trial is one
-    more factorisation of the same matrix. Steps are bent, see `bent`.
+    more factorisation of the same matrix. Steps follow the outputs' curve, see `corrected`.
 
     Attributes:
-        accelerate: Whether steps are bent.
+        corrections: Most corrections of a step, ≥ 0. With 1 it is geodesic acceleration, with 0 the linear model's.
         largest: The largest matrix to factorise, in rows; where both spaces are larger there is no step.
         gradients: The most that the matrix may cost, in gradients: it takes rows · P · min(rows, P) multiplications,
             and a gradient some 30 · P · samples. Infinite for no limit.
         spacing: The factor between two λ that are tried, above 1.
         trials: Most λ per step.
-        bend: A step is bent where ½‖a‖ ≤ bend · ‖v‖.
 
     >>> import torch
     >>> from latephase import HessianFree
@@ -42,18 +44,18 @@ class Direct:
     ('direct, 2 × 2', 1.0, 0.0)
     """
 
-    accelerate: bool = True
+    corrections: int = 10
     largest: int = 6000
     gradients: float = math.inf
     spacing: float = 4.0
     trials: int = 12
-    bend: float = 0.75
 
     def __post_init__(self) -> None:
         positive_integer("largest", self.largest)
         if not self.gradients > 0.0:
             raise ValueError(f"gradients must be > 0, not {self.gradients!r}")
-        check_trials(self.accelerate, self.spacing, self.trials, self.bend)
+        non_negative_integer("corrections", self.corrections)
+        check_trials(self.spacing, self.trials)
 
     def accepts(self, rows: int, samples: int, parameters: int) -> bool:
         """Whether a problem of this size is not too large."""
@@ -85,7 +87,12 @@ class Direct:
         damped = system.damped(factor * problem.damping)
         if damped is None:
             return Trial(factor, problem.b, math.inf, 0.0)
-        step = v = damped.step()
-        if self.accelerate:
-            step = bent(v, damped.of_rows(problem.curvature.second(v)), problem.b, self.bend)
+        v = damped.step()
+        step = corrected(v, lambda p: self._deviation(problem, system, p), damped.of_rows, most=self.corrections)
         return Trial(factor, step, problem.loss_at(step), predicted=-0.5 * float(problem.b.dot(v)))
+
+    @staticmethod
+    def _deviation(problem: DampedProblem, system: System, p: Tensor) -> Deviation:
+        """√H (z(θ + p) − z(θ)) − Rp; the merit is half the sum of squares of ρ + √H (z(θ + p) − z(θ))."""
+        change = problem.curvature.change(p).double()
+        return Deviation(change - system.R @ p.double(), 0.5 * float((system.rho + change).square().sum()))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latephase.checks import positive_fraction, positive_integer
+from latephase.checks import non_negative_integer, positive_fraction, positive_integer
+from latephase.parts.corrections import Deviation, corrected
 from latephase.parts.solver import DampedProblem, NoSolutionError, Operator, Path
-from latephase.parts.trials import Trial, bent, check_trials, search
+from latephase.parts.trials import Trial, check_trials, search
 from latephase.records import CGStop
 
 
@@ -20,17 +21,17 @@ class Krylov:
     """Project the model on the Krylov space of the gradient (Lanczos), and search λ there by trial losses.
 
     With an orthonormal basis V of k vectors and the tridiagonal T = VᵀGV, the step for any λ is V(T + λI)⁻¹e₁‖g‖: what
-    conjugate gradients would have after k iterations, for all λ at once. Steps are bent within the space, see `bent`.
-    The basis takes k · P numbers of memory. Every new vector is made orthogonal to all, so that rounding adds nothing.
+    conjugate gradients would have after k iterations, for all λ at once. Steps follow the outputs' curve, as far as
+    the space reaches, see `corrected`; a correction takes a product and the like of another. The basis takes k · P
+    numbers of memory. Every new vector is made orthogonal to all, so that rounding adds nothing.
 
     Attributes:
         products: Most products, k.
         tolerance: The space is large enough once the residual of the system for the last λ is below this share of the
             gradient, in (0, 1].
-        accelerate: Whether steps are bent.
+        corrections: Most corrections of a step, ≥ 0.
         spacing: The factor between two λ that are tried, above 1.
         trials: Most λ per step.
-        bend: A step is bent where ½‖a‖ ≤ bend · ‖v‖.
 
     >>> import torch
     >>> from latephase import HessianFree
@@ -44,15 +45,15 @@ class Krylov:
 
     products: int = 60
     tolerance: float = 0.03
-    accelerate: bool = True
+    corrections: int = 1
     spacing: float = 4.0
     trials: int = 12
-    bend: float = 0.75
 
     def __post_init__(self) -> None:
         positive_integer("products", self.products)
         positive_fraction("tolerance", self.tolerance)
-        check_trials(self.accelerate, self.spacing, self.trials, self.bend)
+        non_negative_integer("corrections", self.corrections)
+        check_trials(self.spacing, self.trials)
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
@@ -87,13 +88,20 @@ class Krylov:
         if not space.positive(factor * lam):
             return Trial(factor, problem.b, math.inf, 0.0)
         v = space.solve(factor * lam, space.start)
-        step = v = v if scale is None else scale * v
-        if self.accelerate:
-            force = problem.curvature.force(v)
-            if force is not None:
-                a = space.solve(factor * lam, space.V @ (force if scale is None else scale * force))
-                step = bent(v, a if scale is None else scale * a, problem.b, self.bend)
+        v = v if scale is None else scale * v
+
+        def answer(e: Tensor) -> Tensor:
+            a = space.solve(factor * lam, space.V @ (e if scale is None else scale * e))
+            return a if scale is None else scale * a
+
+        step = corrected(v, lambda p: _deviation(problem, p), answer, most=self.corrections)
         return Trial(factor, step, problem.loss_at(step), predicted=-0.5 * float(problem.b.dot(v)))
+
+
+def _deviation(problem: DampedProblem, p: Tensor) -> Deviation:
+    """JᵀH (z(θ + p) − z(θ) − Jp); the merit is the loss."""
+    change = problem.curvature.pulled_change(p)
+    return Deviation(change - problem.curvature(p), problem.loss_at(p))
 
 
 class Space:

@@ -54,7 +54,7 @@ class QuasiNewton:
     'Krylov space of 1 vectors, then ... gradients of L-BFGS'
     """
 
-    krylov: Krylov = field(default_factory=lambda: Krylov(products=20, tolerance=1e-3, accelerate=False))
+    krylov: Krylov = field(default_factory=lambda: Krylov(products=20, tolerance=1e-3, corrections=0))
     most: int = 200
     history: int = 50
 

@@ -46,11 +46,11 @@ class Curvature(Protocol):
             accept: Says whether so many rows M, of so many samples, are not too many, before they are computed.
         """
 
-    def second(self, p: Tensor) -> Tensor:
-        """Return √H ∂²z/∂p², shape (M,): how the outputs bend along p, in the rows of the last factor."""
+    def change(self, p: Tensor) -> Tensor:
+        """Return √H (z(θ + p) − z(θ)), shape (M,): what a step does to the outputs, in the rows of the last factor."""
 
-    def force(self, p: Tensor) -> Tensor | None:
-        """Return Jᵀ H ∂²z/∂p², shape (P,): the same in parameter space; None where it cannot be had."""
+    def pulled_change(self, p: Tensor) -> Tensor | None:
+        """Return Jᵀ H (z(θ + p) − z(θ)), shape (P,): the same in parameter space; None where it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Path:
         stop: Why they ended.
         warm_started: Whether they began at the last solution rather than at zero.
         damping_factor: What the solver itself multiplies λ by, if it measured that; None leaves it to the rule.
+        slope: How steeply the loss falls at first on the way to the last step, negative; None where that way is straight.
         losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
         method: How the steps were found, and why so, for people.
 
@@ -119,6 +120,7 @@ class Path:
     stop: CGStop | None = None
     warm_started: bool = False
     damping_factor: float | None = None
+    slope: float | None = None
     losses: Mapping[int, float] = field(default_factory=dict)
     method: str = ""
 
