@@ -38,19 +38,19 @@ class Residuals:
     def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
         return Factor(self.R, self.rho, self.shift) if accept(self.M, self.M) else "too many rows"
 
-    def second(self, p: Tensor) -> Tensor:
-        return torch.einsum("mpq,p,q->m", self.Q, p, p)
+    def change(self, p: Tensor) -> Tensor:
+        return self.R @ p + 0.5 * torch.einsum("mpq,p,q->m", self.Q, p, p)
 
-    def force(self, p: Tensor) -> Tensor:
-        return self.R.T @ self.second(p)
+    def pulled_change(self, p: Tensor) -> Tensor:
+        return self.R.T @ self.change(p)
 
     def loss(self, p: Tensor) -> float:
-        r = self.rho + self.R @ p + 0.5 * self.second(p)
+        r = self.rho + self.change(p)
         self.asked.append(float(0.5 * r @ r))
         return self.asked[-1]
 
     def gradient(self, p: Tensor) -> tuple[float, Tensor]:
-        r = self.rho + self.R @ p + 0.5 * self.second(p)
+        r = self.rho + self.change(p)
         J = self.R + torch.einsum("mpq,p->mq", 0.5 * (self.Q + self.Q.mT), p)
         return float(0.5 * r @ r + 0.5 * self.shift * p @ p), J.T @ r + self.shift * p
 

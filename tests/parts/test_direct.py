@@ -1,4 +1,4 @@
-"""The direct solver: both spaces and all λ beside dense solves, the search for λ, and the bend of a step."""
+"""The direct solver: both spaces and all λ beside dense solves, the search for λ, and corrected steps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_vector_of_dampings_is_solved_in_parameter_space():
 
 
 def test_a_linear_residual_ends_at_the_minimum():
-    """There the smallest λ is the best, and a step is not bent."""
+    """There the smallest λ is the best, and nothing is to correct."""
     residuals = Residuals()
     path = Direct(trials=20)(residuals.problem)
     solution = torch.linalg.lstsq(residuals.R, -residuals.rho.unsqueeze(1)).solution.squeeze(1)
@@ -76,25 +76,35 @@ def test_a_step_that_is_too_long_is_damped():
     assert Direct(spacing=10.0)(residuals.problem).damping_factor in {10.0**k for k in range(1, 12)}
 
 
-def test_bending_makes_the_error_of_a_quadratic_residual_one_order_smaller():
-    """Without damping, r(v + …) is of second order in the step without the bend, and of third order with it."""
+def test_each_correction_makes_the_error_of_a_quadratic_residual_one_order_smaller():
+    """Without damping, r(v) is of second order in the size of the problem, and one order higher with each correction."""
     errors = {}
-    for accelerate in (True, False):
+    for corrections in (0, 1, 2):
         for size in (1e-2, 1e-3):
-            residuals = Residuals(M=4, P=4, bent=1.0, damping=1e-13)
+            residuals = Residuals(M=4, P=4, bent=0.1, damping=1e-13)
             residuals.rho = size * residuals.rho
-            path = Direct(accelerate=accelerate, trials=1)(residuals.problem)
-            errors[accelerate, size] = path.losses[1] ** 0.5
-    assert errors[False, 1e-2] / errors[False, 1e-3] == pytest.approx(1e2, rel=0.2)
-    assert errors[True, 1e-2] / errors[True, 1e-3] == pytest.approx(1e3, rel=0.2)
+            path = Direct(corrections=corrections, trials=1)(residuals.problem)
+            errors[corrections, size] = path.losses[1] ** 0.5
+    for corrections in (0, 1, 2):
+        ratio = errors[corrections, 1e-2] / errors[corrections, 1e-3]
+        assert ratio == pytest.approx(10.0 ** (2 + corrections), rel=0.3)
 
 
-def test_a_step_is_not_bent_too_far():
-    residuals = Residuals(M=4, P=4, bent=100.0)
-    straight = Direct(accelerate=False, trials=1)(residuals.problem)
-    bent = Direct(bend=1e-9, trials=1)(residuals.problem)
-    assert residuals.asked[0] == residuals.asked[1]
-    assert straight.steps.keys() == bent.steps.keys()
+def test_corrections_lower_the_loss():
+    """Residuals that bend: a step comes further with them."""
+    ends = []
+    for corrections in (0, 1, 10):
+        residuals = Residuals(M=12, P=12, bent=0.05, seed=3)
+        ends.append(Direct(corrections=corrections)(residuals.problem).losses[1])
+    linear, accelerated, corrected = ends
+    assert corrected < accelerated < linear
+
+
+def test_a_corrected_step_has_the_slope_of_the_linear_model_s():
+    residuals = Residuals(bent=0.5)
+    path = Direct(trials=1)(residuals.problem)
+    linear = Direct(trials=1, corrections=0)(residuals.problem).steps[1]
+    assert path.slope == pytest.approx(-float(residuals.problem.b @ linear))
 
 
 def test_where_there_are_too_many_rows_and_parameters_it_says_so():
@@ -111,7 +121,7 @@ def test_numbers_that_are_not_finite():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"spacing": 1.0}, {"trials": 0}, {"largest": -1}, {"bend": 0.0}, {"spacing": math.inf}]
+    "settings", [{"spacing": 1.0}, {"trials": 0}, {"largest": -1}, {"corrections": -1}, {"spacing": math.inf}]
 )
 def test_bad_settings(settings: dict[str, Any]):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -119,8 +129,8 @@ def test_bad_settings(settings: dict[str, Any]):
 
 
 def test_bad_types():
-    with pytest.raises(TypeError, match="accelerate"):
-        Direct(accelerate=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="corrections"):
+        Direct(corrections=True)  # type: ignore[arg-type]
 
 
 @property_test

@@ -1,4 +1,4 @@
-"""The Krylov solver: every λ beside dense solves and converged conjugate gradients, the bend, and where it stops."""
+"""The Krylov solver: every λ beside dense solves and converged conjugate gradients, corrections, and where it stops."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_no_product_is_made_for_another_lambda():
     curvature = type(residuals).__call__
     Residuals.__call__ = lambda self, v: products.append(v) or curvature(self, v)
     try:
-        path = Krylov(products=7, tolerance=1e-9)(problem)
+        path = Krylov(products=7, tolerance=1e-9, corrections=0)(problem)
     finally:
         Residuals.__call__ = curvature
     assert len(products) == path.iterations == 7
@@ -67,7 +67,7 @@ def test_no_product_is_made_for_another_lambda():
 @given(seeds)
 def test_it_is_where_conjugate_gradients_are_after_as_many_iterations(seed: int):
     residuals = Residuals(seed=seed, M=20, P=15, damping=0.5)
-    krylov = Krylov(products=6, tolerance=1e-9, accelerate=False, trials=1)(residuals.problem)
+    krylov = Krylov(products=6, tolerance=1e-9, corrections=0, trials=1)(residuals.problem)
     cg = CG(max_iter=6, martens=False)(residuals.problem)
     torch.testing.assert_close(krylov.steps[6], cg.steps[6], rtol=1e-7, atol=1e-9)
     assert krylov.predicted == pytest.approx(cg.predicted)
@@ -76,23 +76,25 @@ def test_it_is_where_conjugate_gradients_are_after_as_many_iterations(seed: int)
 @property_test
 @given(seeds, st.booleans())
 def test_in_the_whole_space_it_is_the_direct_solver(seed: int, several: bool):
-    """The bend, too; and with a λ of its own for every parameter, where the space is scaled."""
+    """Corrections, too; and with a λ of its own for every parameter, where the space is scaled."""
     residuals = Residuals(seed=seed, M=9, P=5, bent=0.3)
     if several:
         residuals.damping = torch.linspace(0.1, 2.0, 5, dtype=torch.float64)
-    krylov, direct = Krylov(products=5, tolerance=1e-12)(residuals.problem), Direct()(residuals.problem)
+    krylov = Krylov(products=5, tolerance=1e-12, corrections=4)(residuals.problem)
+    direct = Direct(corrections=4)(residuals.problem)
     assert krylov.damping_factor == direct.damping_factor
     for n, step in krylov.steps.items():
         torch.testing.assert_close(step, direct.steps[1], rtol=1e-6, atol=1e-8)
         assert krylov.losses[n] == pytest.approx(direct.losses[1])
 
 
-@pytest.mark.parametrize("settings", [{"spacing": 3.0}, {"trials": 1}, {"bend": 1e-9}, {"accelerate": False}])
+@pytest.mark.parametrize("settings", [{"spacing": 3.0}, {"trials": 1}, {"corrections": 0}, {"corrections": 3}])
 def test_what_it_shares_with_the_direct_solver_it_is_told_alike(settings: dict[str, float]) -> None:
     residuals = Residuals(M=9, P=5, bent=0.3)
-    usual = Direct()(residuals.problem)
-    direct = Direct(**settings)(residuals.problem)  # type: ignore[arg-type]
-    krylov = Krylov(products=5, tolerance=1e-12, **settings)(residuals.problem)  # type: ignore[arg-type]
+    usual = Direct(corrections=1)(residuals.problem)
+    both = {"corrections": 1, **settings}
+    direct = Direct(**both)(residuals.problem)  # type: ignore[arg-type]
+    krylov = Krylov(products=5, tolerance=1e-12, **both)(residuals.problem)  # type: ignore[arg-type]
     moved = float((direct.steps[1] - usual.steps[1]).norm()) > 1e-6
     assert moved or direct.damping_factor != usual.damping_factor
     assert krylov.damping_factor == direct.damping_factor

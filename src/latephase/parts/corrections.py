@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 
+SLOW = 0.7  # what a correction leaves of the merit, above which another one is not worth its forward pass
+
+
 class Deviation(NamedTuple):
     """What the outputs do at a step beyond their linear model, and how good the step is.
 
     Attributes:
         e: z(θ + p) − z(θ) − Jp in whatever form the solver works with.
-        merit: A number that is lower for better steps.
+        merit: Returns a number that is lower for better steps.
     """
 
     e: Tensor
-    merit: float
+    merit: Callable[[], float]
 
 
 def corrected(
@@ -33,7 +36,7 @@ def corrected(
 
     Args:
         v: The solution of the damped model, shape (P,).
-        deviation: `p -> e(p)`, with the merit of p.
+        deviation: `p -> e(p)`, and how good p is.
         answer: `e -> S e`, shape (P,).
         most: Most corrections, ≥ 0; with 0 the step is v.
 
@@ -46,14 +49,17 @@ def corrected(
     bend = answer(deviation(h * v).e) / h**2
     # Where the second order is as large as the first it says nothing.
     p = v - bend if float(bend.norm()) <= 0.75 * float(v.norm()) else v
-    e, merit = deviation(p)
+    if most == 1:
+        return p
+    here = deviation(p)
+    merit = here.merit()
     for _ in range(most - 1):
-        following = v - answer(e)
-        e, merit_after = deviation(following)
-        if not merit_after < merit:
+        following = v - answer(here.e)
+        here = deviation(following)
+        before, after = merit, here.merit()
+        if not after < before:
             break
-        slow = not merit_after < 0.7 * merit
-        p, merit = following, merit_after
-        if slow:
+        p, merit = following, after
+        if after > SLOW * before:
             break
     return p

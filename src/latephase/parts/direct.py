@@ -95,4 +95,4 @@ class Direct:
     def _deviation(problem: DampedProblem, system: System, p: Tensor) -> Deviation:
         """√H (z(θ + p) − z(θ)) − Rp; the merit is half the sum of squares of ρ + √H (z(θ + p) − z(θ))."""
         change = problem.curvature.change(p).double()
-        return Deviation(change - system.R @ p.double(), 0.5 * float((system.rho + change).square().sum()))
+        return Deviation(change - system.R @ p.double(), lambda: 0.5 * float((system.rho + change).square().sum()))

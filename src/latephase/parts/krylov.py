@@ -99,9 +99,10 @@ class Krylov:
 
 
 def _deviation(problem: DampedProblem, p: Tensor) -> Deviation:
-    """JᵀH (z(θ + p) − z(θ) − Jp); the merit is the loss."""
+    """JᵀH (z(θ + p) − z(θ) − Jp), or 0 where it cannot be had; the merit is the loss."""
     change = problem.curvature.pulled_change(p)
-    return Deviation(change - problem.curvature(p), problem.loss_at(p))
+    e = torch.zeros_like(p) if change is None else change - problem.curvature(p)
+    return Deviation(e, lambda: problem.loss_at(p))
 
 
 class Space:
@@ -115,6 +116,11 @@ class Space:
         self._eigenvalues, self._Q = torch.linalg.eigh(T)
         self.start = T.new_zeros(len(V))
         self.start[0] = norm
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue of T."""
+        return float(self._eigenvalues[-1])
 
     def positive(self, lam: float) -> bool:
         """Whether T + λI is positive definite."""

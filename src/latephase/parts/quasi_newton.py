@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
-from latephase.checks import positive_integer
+from latephase.checks import positive_fraction, positive_integer
 from latephase.parts.krylov import Krylov
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 
@@ -36,13 +35,13 @@ class QuasiNewton:
     """Take a Krylov step, and go on from there by L-BFGS whose first metric is (G + λI)⁻¹ of that space.
 
     A product costs a gradient or two and tells of one direction; a gradient of L-BFGS costs one, and moves. The metric
-    makes its first iterations as good as its later ones. The search ends when its last ten gradients have brought less
-    per gradient than the whole step so far, products included: then a new space is worth its price.
+    makes its first iterations as good as its later ones. Then a new space is worth its price.
 
     Attributes:
         krylov: What makes the space, and finds λ.
-        most: Most gradients per step.
-        history: Pairs that L-BFGS remembers.
+        most: Most gradients per step, all of whose differences L-BFGS remembers.
+        floor: The metric's λ is no less than this share of the largest curvature in the space, in (0, 1]: beyond the
+            space λ is all that it knows.
 
     >>> import torch
     >>> from latephase import HessianFree
@@ -54,13 +53,13 @@ class QuasiNewton:
     'Krylov space of 1 vectors, then ... gradients of L-BFGS'
     """
 
-    krylov: Krylov = field(default_factory=lambda: Krylov(products=20, tolerance=1e-3, corrections=0))
-    most: int = 200
-    history: int = 50
+    krylov: Krylov = field(default_factory=lambda: Krylov(products=10, tolerance=1e-3, corrections=0))
+    most: int = 60
+    floor: float = 0.03
 
     def __post_init__(self) -> None:
         positive_integer("most", self.most)
-        positive_integer("history", self.history)
+        positive_fraction("floor", self.floor)
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
@@ -68,12 +67,10 @@ class QuasiNewton:
         if space is None or not len(path.steps):
             return path
         start = self._place(problem, path.steps[path.last])
-        lam = (path.damping_factor or 1.0) * space.damping
-        walk = Walk(problem, start, lambda v: space.inverse(lam, v), self.history)
-        spent = 2.0 * len(space.V)  # in gradients
-        while walk.gradients < self.most and walk.pays(problem.loss_model, spent):
-            if not walk.advance(lambda p: self._place(problem, p)):
-                break
+        lam = max((path.damping_factor or 1.0) * space.damping, self.floor * space.largest)
+        walk = Walk(problem, start, lambda v: space.inverse(lam, v))
+        while walk.gradients < self.most and walk.advance(lambda p: self._place(problem, p)):
+            pass
         p = walk.here.p
         loss = problem.loss_at(p)
         if not loss < path.losses[path.last]:
@@ -91,21 +88,13 @@ class QuasiNewton:
 class Walk:
     """L-BFGS from a point, with a first metric that is given (Nocedal & Wright 2006, Algorithm 7.4)."""
 
-    def __init__(self, problem: DampedProblem, start: Place, metric: Callable[[Tensor], Tensor], history: int) -> None:
+    def __init__(self, problem: DampedProblem, start: Place, metric: Callable[[Tensor], Tensor]) -> None:
         self.here = start
         self.gradients = 1
         self._metric = metric
-        self._pairs: deque[Pair] = deque(maxlen=history)
-        self._losses: list[float] = [start.loss]
+        self._pairs: list[Pair] = []
         origin = Place(start.p.new_zeros(start.p.shape), problem.loss_model, -problem.b)
         self._remember(origin, start)
-
-    def pays(self, loss_0: float, spent: float) -> bool:
-        """Whether the last ten gradients brought more per gradient than the whole step."""
-        if self.gradients < 10:
-            return True
-        whole = (loss_0 - self._losses[-1]) / (spent + self.gradients)
-        return (self._losses[-10] - self._losses[-1]) / 10.0 >= whole
 
     def advance(self, place: Callable[[Tensor], Place]) -> bool:
         """Move once; False where no step along the direction lowers the loss."""
@@ -117,7 +106,6 @@ class Walk:
         for _ in range(12):  # bisection for a point that satisfies the weak Wolfe conditions
             there = place(self.here.p + alpha * d)
             self.gradients += 1
-            self._losses.append(min(there.loss, self._losses[-1]) if math.isfinite(there.loss) else self._losses[-1])
             if not there.loss <= self.here.loss + 1e-4 * alpha * slope:
                 upper = alpha
             elif float(there.g.dot(d)) < 0.9 * slope:
