@@ -20,7 +20,7 @@ LAYERS = [
     ["cli"],
     ["study"],
     ["__init__"],  # the public names
-    ["optimizer"],
+    ["optimizer", "drawing"],
     ["published", "damped_optimizer"],
     ["checkups"],
     ["objective"],

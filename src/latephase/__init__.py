@@ -1,6 +1,7 @@
 """Finish the training of neural networks with a few precise second-order steps."""
 
+from latephase.drawing import batches
 from latephase.optimizer import HessianFree
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
 
-__all__ = ["CGStop", "Counts", "HessianFree", "Outcome", "StepRecord", "StepUndoneWarning"]
+__all__ = ["CGStop", "Counts", "HessianFree", "Outcome", "StepRecord", "StepUndoneWarning", "batches"]

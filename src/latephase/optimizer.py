@@ -22,7 +22,7 @@ from latephase.objective import ClosureObjective, Given, Objective, TrialLosses
 from latephase.parameters import Parameters
 from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
 from latephase.parts.cg import CG
-from latephase.parts.choose import chosen, chosen_solver
+from latephase.parts.choose import chosen, chosen_solver, measures_damping
 from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch
 from latephase.parts.solver import DampedProblem, Solver
@@ -57,7 +57,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         martens_conv_crit: Whether CG stops by Martens' relative progress rule (2010, Section 4.4).
         nonpos_curv_option: What CG does at non-positive curvature, see `latephase.parts.CG`.
         damping_bounds: λ stays between these, 0 < lower ≤ upper, so that no long series of failures (or successes)
-            takes it where no later step could bring it back.
+            takes it where no later step could bring it back. Default: 1e-8 and 1e6; down to 1e-14 for a solver that
+            measures λ, and so comes back by itself.
         product_dtype: Type in which matrix products and convolutions work within products with the GGN, such as
             `torch.bfloat16`; None for the network's own. Checked for accuracy at first use.
         compile: Whether `torch.compile` compiles the products with the GGN. Takes long at first use.
@@ -107,7 +108,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         weight_decay: float = 0.0,
         martens_conv_crit: bool = True,
         nonpos_curv_option: str = "stop",
-        damping_bounds: tuple[float, float] = (1e-8, 1e6),
+        damping_bounds: tuple[float, float] | None = None,
         product_dtype: torch.dtype | None = None,
         compile: bool = False,  # noqa: A002 — PyTorch's own word for it
         solver: Solver | str | None = None,
@@ -126,7 +127,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         self.backtracking = chosen("backtracking", backtracking, selective, Backtracking(), LastIterate())
         searching = boolean("use_linesearch", use_linesearch)
         self.line_search = chosen("line_search", line_search, searching, Armijo(), FullStep())
-        super().__init__(params, {"lr": lr, "damping": damping, "weight_decay": weight_decay}, damping_bounds, verbose)
+        bounds = (1e-14 if measures_damping(self.solver) else 1e-8, 1e6) if damping_bounds is None else damping_bounds
+        super().__init__(params, {"lr": lr, "damping": damping, "weight_decay": weight_decay}, bounds, verbose)
 
     # ------------------------------------------------------------------ Algorithm 1
 

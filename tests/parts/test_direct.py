@@ -77,7 +77,7 @@ def test_a_step_that_is_too_long_is_damped():
 
 
 def test_each_correction_makes_the_error_of_a_quadratic_residual_one_order_smaller():
-    """Without damping, r(v) is of second order in the size of the problem, and one order higher with each correction."""
+    """Without damping, r(v) is of second order in the problem's size, and one order higher with each correction."""
     errors = {}
     for corrections in (0, 1, 2):
         for size in (1e-2, 1e-3):
@@ -130,7 +130,7 @@ def test_bad_settings(settings: dict[str, Any]):
 
 def test_bad_types():
     with pytest.raises(TypeError, match="corrections"):
-        Direct(corrections=True)  # type: ignore[arg-type]
+        Direct(corrections=True)
 
 
 @property_test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from latephase.parts.direct import Direct
 from latephase.parts.quasi_newton import QuasiNewton
@@ -34,6 +35,7 @@ class Auto:
     Krylov space of 2 vectors, ... as a direct solve is not possible (3 rows of 3 samples ...)
     """
 
+    measures_damping: ClassVar[bool] = True
     direct: Direct = field(default_factory=lambda: Direct(gradients=200.0))
     other: QuasiNewton = field(default_factory=QuasiNewton)
 

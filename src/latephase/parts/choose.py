@@ -62,6 +62,15 @@ def chosen_solver(solver: Solver | str | None, by_flags: CG) -> Solver:
     return cast("Solver", _an_object("solver", solver))
 
 
+def measures_damping(solver: Solver) -> bool:
+    """Return whether a solver finds λ itself, by trial losses, as it says in an attribute of this name.
+
+    >>> measures_damping(Direct()), measures_damping(CG())
+    (True, False)
+    """
+    return bool(getattr(solver, "measures_damping", False))
+
+
 def _an_object(name: str, part: object) -> object:
     if isinstance(part, type):
         raise TypeError(f"{name} must be an object, such as {part.__name__}(), not the class")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 SLOW = 0.7  # what a correction leaves of the merit, above which another one is not worth its forward pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class Direct:
     ('direct, 2 × 2', 1.0, 0.0)
     """
 
+    measures_damping: ClassVar[bool] = True
     corrections: int = 10
     largest: int = 6000
     gradients: float = math.inf

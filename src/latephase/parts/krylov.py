@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Krylov:
     'Krylov space of 2 vectors'
     """
 
+    measures_damping: ClassVar[bool] = True
     products: int = 60
     tolerance: float = 0.03
     corrections: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -53,6 +53,7 @@ class QuasiNewton:
     'Krylov space of 1 vectors, then ... gradients of L-BFGS'
     """
 
+    measures_damping: ClassVar[bool] = True
     krylov: Krylov = field(default_factory=lambda: Krylov(products=10, tolerance=1e-3, corrections=0))
     most: int = 60
     floor: float = 0.03

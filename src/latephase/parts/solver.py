@@ -104,7 +104,7 @@ class Path:
         stop: Why they ended.
         warm_started: Whether they began at the last solution rather than at zero.
         damping_factor: What the solver itself multiplies λ by, if it measured that; None leaves it to the rule.
-        slope: How steeply the loss falls at first on the way to the last step, negative; None where that way is straight.
+        slope: How steeply the loss falls at first on the way to the last step; None where that way is straight.
         losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
         method: How the steps were found, and why so, for people.
 

@@ -48,7 +48,7 @@ def search(trial: Callable[[float], Trial], loss_0: float, *, spacing: float, mo
         most: Most trials.
 
     Returns:
-        The trial with the lowest loss; the last one where none is below `loss_0`.
+        The trial with the lowest loss. Where none is below `loss_0` it is not λ that is wrong, which goes up once then.
     """
     best = trial(1.0)
     promising = best.loss < loss_0 and best.loss - loss_0 < PROMISING * best.predicted
@@ -58,7 +58,7 @@ def search(trial: Callable[[float], Trial], loss_0: float, *, spacing: float, mo
         if best.loss < loss_0 and not following.loss < best.loss:
             break
         best = following
-    return best
+    return best if best.loss < loss_0 else best._replace(factor=spacing)
 
 
 def check_trials(spacing: float, trials: int) -> None:

@@ -138,8 +138,8 @@ def _same_batch(name: str, problem: Problem, examples: int) -> HF:
 
 
 def _auto(name: str, problem: Problem, examples: int) -> HF:
-    """All data in every batch, and the solver that chooses; λ may go as low as a direct solve can use."""
-    options = {"solver": "auto", "damping_bounds": (1e-14, 1e6)}
+    """All data in every batch, and the solver that chooses."""
+    options = {"solver": "auto"}
     return HF(name, examples, examples, min(EVALUATION_BATCH, examples // 4), same=True, options=options)
 
 
