@@ -110,6 +110,26 @@ def test_rows_are_those_of_the_ggn(name: str) -> None:
     assert root.rows == len(R) == len(rho)
 
 
+@pytest.mark.parametrize("name", closures())
+def test_what_a_step_does_to_the_outputs(name: str) -> None:
+    """√H (z(θ + p) − z(θ)) beside the closure run at θ + p, and Jᵀ of it beside the rows."""
+    model, forward = closures()[name]
+    params = list(model.parameters())
+    G = ggn(lambda: forward(model), params)
+    root = G.roots()
+    R, _ = G.rows(root)
+    step = 0.1 * data(sum(p.numel() for p in params), seed=2)
+    change, pulled = G.change(root, step), G.pulled_change(step)
+    (_, before) = forward(model)
+    with torch.no_grad():
+        for p, s in zip(params, step.split([p.numel() for p in params]), strict=True):
+            p.add_(s.view_as(p))
+    (_, after) = forward(model)
+    pairs = zip(*((z,) if isinstance(z, Tensor) else z for z in (after, before)), strict=True)
+    torch.testing.assert_close(change, root.times([(a - b).detach() for a, b in pairs]), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(pulled, R.T @ change, rtol=1e-7, atol=1e-9)
+
+
 def test_directions_without_curvature_have_no_rows() -> None:
     model, (x, y) = mlp(6, 5, 4), (data(N, 6), data(N, seed=1))
 

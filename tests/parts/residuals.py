@@ -26,6 +26,7 @@ class Residuals:
     bent: float = 0.0
     shift: float = 0.0
     damping: float | Tensor = 0.1
+    each: int = 1
     asked: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -36,7 +37,7 @@ class Residuals:
         return self.R.T @ (self.R @ v) + self.shift * v
 
     def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
-        return Factor(self.R, self.rho, self.shift) if accept(self.M, self.M) else "too many rows"
+        return Factor(self.R, self.rho, self.shift) if accept(self.M, self.M // self.each) else "too many rows"
 
     def change(self, p: Tensor) -> Tensor:
         return self.R @ p + 0.5 * torch.einsum("mpq,p,q->m", self.Q, p, p)

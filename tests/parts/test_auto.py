@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tests.parts.residuals import Residuals
 
-from latephase.parts import Auto, Direct, QuasiNewton
+from latephase.parts import Auto, Direct, Krylov, QuasiNewton
 
 
 def test_it_factorises_where_that_pays() -> None:
@@ -15,13 +16,22 @@ def test_it_factorises_where_that_pays() -> None:
     assert auto.method == direct.method == "direct, 4 × 4"
 
 
-def test_else_it_takes_the_other_way_and_says_why() -> None:
-    residuals = Residuals(bent=0.3, M=9, P=7)
-    other = QuasiNewton()(residuals.problem)
+@pytest.mark.parametrize("each", [1, 3])
+def test_else_it_takes_another_way_and_says_why(each: int) -> None:
+    """Where each sample has one residual it is the Krylov solver, else L-BFGS in the metric of a small space."""
+    residuals = Residuals(bent=0.3, M=9, P=7, each=each)
+    other = (Krylov() if each == 1 else QuasiNewton())(residuals.problem)
     for direct in (Direct(largest=3), Direct(gradients=0.1)):
         auto = Auto(direct=direct)(residuals.problem)
         assert auto.method == f"{other.method}, as a direct solve is not possible (too many rows)"
         assert auto.steps.keys() == other.steps.keys()
+        assert ("L-BFGS" in auto.method) == (each > 1)
+
+
+def test_where_there_are_no_rows_at_all_it_is_the_general_way() -> None:
+    residuals = Residuals(bent=0.3, M=9, P=7)
+    residuals.factor = lambda accept: "batch normalisation"  # type: ignore[method-assign]
+    assert "L-BFGS, as a direct solve is not possible (batch normalisation)" in Auto()(residuals.problem).method
 
 
 def test_what_a_factorisation_may_cost() -> None:

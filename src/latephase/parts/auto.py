@@ -1,4 +1,4 @@
-"""The solver for whoever does not want to choose: direct where that pays, else L-BFGS in the metric of curvature."""
+"""The solver for whoever does not want to choose: direct where that pays, else a Krylov space."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from latephase.parts.direct import Direct
+from latephase.parts.krylov import Krylov
 from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Factorise where that is possible and pays; else take a Krylov space and, in its metric, L-BFGS.
+    """Factorise where that is possible and pays; else take a Krylov space, or a small one and, in its metric, L-BFGS.
 
-    What a factorisation costs follows from sizes alone, so that a resumed run chooses alike.
+    All of it follows from sizes alone, so that a resumed run chooses alike.
 
     Attributes:
         direct: The solver by factorisation, and how many gradients that may cost.
-        other: The other.
+        regression: The solver for more than that, where each sample has one residual.
+        other: The solver for all else.
 
     >>> import torch
     >>> from latephase import HessianFree
@@ -32,11 +34,12 @@ class Auto:
     ...     loss = opt.step(forward)
     ...     print(opt.last_step.solver)
     direct, 2 × 2
-    Krylov space of 2 vectors, ... as a direct solve is not possible (3 rows of 3 samples ...)
+    Krylov space of 2 vectors, as a direct solve is not possible (3 rows of 3 samples ...)
     """
 
     measures_damping: ClassVar[bool] = True
     direct: Direct = field(default_factory=lambda: Direct(gradients=200.0))
+    regression: Krylov = field(default_factory=Krylov)
     other: QuasiNewton = field(default_factory=QuasiNewton)
 
     def __call__(self, problem: DampedProblem) -> Path:
@@ -44,5 +47,5 @@ class Auto:
         try:
             return self.direct(problem)
         except NoSolutionError as error:
-            path = self.other(problem)
+            path = (self.regression if error.one_each else self.other)(problem)
             return replace(path, method=f"{path.method}, as {error}")

@@ -69,9 +69,17 @@ class Direct:
         if problem.preconditioner is not None:
             raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
         P = problem.b.numel()
-        factor = problem.curvature.factor(lambda rows, samples: self.accepts(rows, samples, P))
+        error = NoSolutionError()
+
+        def accept(rows: int, samples: int) -> bool:
+            accepted = self.accepts(rows, samples, P)
+            error.one_each = rows == samples and not accepted
+            return accepted
+
+        factor = problem.curvature.factor(accept)
         if isinstance(factor, str):
-            raise NoSolutionError(f"a direct solve is not possible ({factor})")
+            error.args = (f"a direct solve is not possible ({factor})",)
+            raise error
         one_number = isinstance(factor.shift, float) and isinstance(problem.damping, float)
         system = System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
         if not system.finite:

@@ -45,9 +45,9 @@ class Krylov:
     """
 
     measures_damping: ClassVar[bool] = True
-    products: int = 60
-    tolerance: float = 0.03
-    corrections: int = 1
+    products: int = 200
+    tolerance: float = 0.01
+    corrections: int = 3
     spacing: float = 4.0
     trials: int = 12
 
@@ -65,56 +65,64 @@ class Krylov:
         """The same, and the space; None where a number is not finite."""
         if problem.preconditioner is not None:
             raise NoSolutionError("a Krylov space for all dampings takes no preconditioner; use solver='cg'")
-        # Where groups have different λ, the space is that of the scaled problem whose λ are all alike.
         lam, scale = _one_damping(problem.damping)
         space = lanczos(
-            lambda v: problem.curvature(v if scale is None else scale * v) * (1.0 if scale is None else scale),
-            problem.b if scale is None else scale * problem.b,
+            problem.curvature,
+            problem.b,
+            scale=scale,
             most=self.products,
-            enough=lambda T, next_beta: _residual(T, lam, next_beta) <= self.tolerance,
+            enough=lambda T, beta: _residual(T, lam, beta) <= self.tolerance,
         )
         if space is None:
             return Path({}, 0.0, stop=CGStop.NON_FINITE), None
-        best = search(
-            lambda factor: self._trial(problem, space, factor, lam, scale),
-            problem.loss_0,
-            spacing=self.spacing,
-            most=self.trials,
-        )
+        trial = _Trials(problem, space, lam, self.corrections)
+        best = search(trial, problem.loss_0, spacing=self.spacing, most=self.trials)
         stop = CGStop.MAX_ITERATIONS if len(space.V) == self.products else CGStop.RELATIVE_PROGRESS
-        space.damping, space.scale = lam, scale
+        space.damping = lam
         return best.path(problem.loss_0, len(space.V), stop, f"Krylov space of {len(space.V)} vectors"), space
 
-    def _trial(self, problem: DampedProblem, space: Space, factor: float, lam: float, scale: Tensor | None) -> Trial:
+
+class _Trials:
+    """Steps for several λ from one space, with the losses after them."""
+
+    def __init__(self, problem: DampedProblem, space: Space, lam: float, corrections: int) -> None:
+        self._problem, self._space, self._lam, self._corrections = problem, space, lam, corrections
+        self._losses: list[tuple[Tensor, float]] = []
+
+    def __call__(self, factor: float) -> Trial:
         """The step for `factor` · λ, and the loss after it."""
-        if not space.positive(factor * lam):
-            return Trial(factor, problem.b, math.inf, 0.0)
-        v = space.solve(factor * lam, space.start)
-        v = v if scale is None else scale * v
+        lam = factor * self._lam
+        self._losses.clear()
+        if not self._space.positive(lam):
+            return Trial(factor, self._problem.b, math.inf, 0.0)
+        v = self._space.step(lam)
+        step = corrected(v, self._deviation, lambda e: self._space.answer(lam, e), most=self._corrections)
+        return Trial(factor, step, self._loss(step), predicted=-0.5 * float(self._problem.b.dot(v)))
 
-        def answer(e: Tensor) -> Tensor:
-            a = space.solve(factor * lam, space.V @ (e if scale is None else scale * e))
-            return a if scale is None else scale * a
+    def _deviation(self, p: Tensor) -> Deviation:
+        """JᵀH (z(θ + p) − z(θ) − Jp), or 0 where it cannot be had; the merit is the loss."""
+        change = self._problem.curvature.pulled_change(p)
+        e = torch.zeros_like(p) if change is None else change - self._problem.curvature(p)
+        return Deviation(e, lambda: self._loss(p))
 
-        step = corrected(v, lambda p: _deviation(problem, p), answer, most=self.corrections)
-        return Trial(factor, step, problem.loss_at(step), predicted=-0.5 * float(problem.b.dot(v)))
-
-
-def _deviation(problem: DampedProblem, p: Tensor) -> Deviation:
-    """JᵀH (z(θ + p) − z(θ) − Jp), or 0 where it cannot be had; the merit is the loss."""
-    change = problem.curvature.pulled_change(p)
-    e = torch.zeros_like(p) if change is None else change - problem.curvature(p)
-    return Deviation(e, lambda: problem.loss_at(p))
+    def _loss(self, p: Tensor) -> float:
+        for known, loss in self._losses:
+            if known is p:
+                return loss
+        self._losses.append((p, self._problem.loss_at(p)))
+        return self._losses[-1][1]
 
 
 class Space:
-    """A Krylov space: an orthonormal basis V of shape (k, P), and T = VGVᵀ by its eigenvalues and -vectors."""
+    """A Krylov space: an orthonormal basis V of shape (k, P), and T = VGVᵀ by its eigenvalues and -vectors.
 
-    damping = 0.0
-    scale: Tensor | None = None
+    Where parameters have different λ it is that of the problem in scaled parameters, whose λ are all alike.
+    """
 
-    def __init__(self, V: Tensor, T: Tensor, norm: float) -> None:
-        self.V = V
+    damping = 0.0  # the λ that it was made for
+
+    def __init__(self, V: Tensor, T: Tensor, norm: float, scale: Tensor | None = None) -> None:
+        self.V, self._scale = V, scale
         self._eigenvalues, self._Q = torch.linalg.eigh(T)
         self.start = T.new_zeros(len(V))
         self.start[0] = norm
@@ -128,13 +136,21 @@ class Space:
         """Whether T + λI is positive definite."""
         return float(self._eigenvalues[0]) + lam > 0.0
 
+    def step(self, lam: float) -> Tensor:
+        """The minimum of the damped model in the space, shape (P,)."""
+        return scaled(self._scale, self.solve(lam, self.start))
+
+    def answer(self, lam: float, e: Tensor) -> Tensor:
+        """Return (G + λ)⁻¹e as far as the space reaches, shape (P,)."""
+        return scaled(self._scale, self.solve(lam, self.V @ scaled(self._scale, e)))
+
     def inverse(self, lam: float, v: Tensor) -> Tensor:
         """Return (G + λ)⁻¹v: exact in the space, and as if the curvature were its least there beyond it."""
-        v = v if self.scale is None else self.scale * v
+        v = scaled(self._scale, v)
         inside = self.V @ v
         beyond = v - self.V.T @ inside
         x = self.solve(lam, inside) + beyond / (lam + max(float(self._eigenvalues[0]), 0.0))
-        return x if self.scale is None else self.scale * x
+        return scaled(self._scale, x)
 
     def solve(self, lam: float, y: Tensor) -> Tensor:
         """Return Vᵀ(T + λI)⁻¹y for y of shape (k,): a vector of shape (P,)."""
@@ -142,7 +158,14 @@ class Space:
         return self.V.T @ x.type_as(self.V)
 
 
-def lanczos(A: Operator, b: Tensor, *, most: int, enough: Callable[[Tensor, float], bool]) -> Space | None:
+def scaled(scale: Tensor | None, v: Tensor) -> Tensor:
+    """Return v in scaled parameters, or back; the scale None is 1."""
+    return v if scale is None else scale * v
+
+
+def lanczos(
+    A: Operator, b: Tensor, *, most: int, enough: Callable[[Tensor, float], bool], scale: Tensor | None = None
+) -> Space | None:
     """Return the Krylov space of A and b, or None if a number is not finite.
 
     Args:
@@ -150,7 +173,9 @@ def lanczos(A: Operator, b: Tensor, *, most: int, enough: Callable[[Tensor, floa
         b: Shape (P,), not zero.
         most: Most products.
         enough: Says, from T so far and the next off-diagonal entry, whether the space is large enough.
+        scale: Of the parameters, shape (P,): the space is that of SAS and Sb, with S the diagonal matrix of it.
     """
+    b = scaled(scale, b)
     norm = float(b.norm())
     most = min(most, b.numel())
     V = b.new_empty((most, b.numel()))
@@ -161,7 +186,7 @@ def lanczos(A: Operator, b: Tensor, *, most: int, enough: Callable[[Tensor, floa
     while True:
         k = len(diagonal) + 1
         basis = V[:k]
-        w = A(basis[-1])
+        w = scaled(scale, A(scaled(scale, basis[-1])))
         diagonal.append(float(basis[-1].dot(w)))
         for _ in range(2):  # twice is enough (Parlett 1980)
             w = w - basis.T @ (basis @ w)
@@ -170,7 +195,7 @@ def lanczos(A: Operator, b: Tensor, *, most: int, enough: Callable[[Tensor, floa
             return None
         T = _tridiagonal(diagonal, beside)
         if k == most or beta <= eps * max(map(abs, diagonal)) or enough(T, beta):
-            return Space(basis, T.type_as(b.double()), norm)
+            return Space(basis, T.type_as(b.double()), norm, scale)
         beside.append(beta)
         V[k] = w / beta
 

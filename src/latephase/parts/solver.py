@@ -16,7 +16,13 @@ Operator = Callable[[Tensor], Tensor]
 
 
 class NoSolutionError(RuntimeError):
-    """A solver cannot work on this problem; the message says why."""
+    """A solver cannot work on this problem; the message says why.
+
+    Attributes:
+        one_each: Whether it is that there are too many rows, and each is a sample's only one.
+    """
+
+    one_each = False
 
 
 class Factor(NamedTuple):
