@@ -83,4 +83,5 @@ class Damped:
         return system.like_gradient(x)
 
     def _solve(self, y: Tensor) -> Tensor:
-        return torch.cholesky_solve(y.unsqueeze(1), self._L).squeeze(1)
+        half = torch.linalg.solve_triangular(self._L, y.unsqueeze(1), upper=False)  # cholesky_solve would copy L
+        return torch.linalg.solve_triangular(self._L.mT, half, upper=True).squeeze(1)
