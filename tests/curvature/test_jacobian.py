@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from latephase.curvature import GGN, ggn
-from latephase.curvature.factor import roots
+from latephase.curvature.factor import Roots, roots
 from latephase.curvature.jacobian import NotBySampleError
 
 N = 7
@@ -95,13 +95,20 @@ def closures() -> dict[str, tuple[nn.Module, Callable[[nn.Module], tuple[Tensor,
     }
 
 
-@pytest.mark.parametrize("name", closures())
-def test_rows_are_those_of_the_ggn(name: str) -> None:
-    model, forward = closures()[name]
+def factored(
+    model: nn.Module, forward: Callable[[nn.Module], tuple[Tensor, object]]
+) -> tuple[list[nn.Parameter], GGN, Roots, Tensor, Tensor]:
+    """Parameters, G, √H, R and ρ."""
     params = list(model.parameters())
     G = ggn(lambda: forward(model), params)
     root = G.roots()
-    R, rho = G.rows(root)
+    return params, G, root, *G.rows(root)
+
+
+@pytest.mark.parametrize("name", closures())
+def test_rows_are_those_of_the_ggn(name: str) -> None:
+    model, forward = closures()[name]
+    params, G, root, R, rho = factored(model, forward)
     P = sum(p.numel() for p in params)
     expected = dense(lambda v: G @ v, torch.zeros(P, dtype=torch.float64))
     torch.testing.assert_close(R.T @ R, expected, rtol=1e-9, atol=1e-11)
@@ -114,10 +121,7 @@ def test_rows_are_those_of_the_ggn(name: str) -> None:
 def test_what_a_step_does_to_the_outputs(name: str) -> None:
     """√H (z(θ + p) − z(θ)) beside the closure run at θ + p, and Jᵀ of it beside the rows."""
     model, forward = closures()[name]
-    params = list(model.parameters())
-    G = ggn(lambda: forward(model), params)
-    root = G.roots()
-    R, _ = G.rows(root)
+    params, G, root, R, _ = factored(model, forward)
     step = 0.1 * data(sum(p.numel() for p in params), seed=2)
     change, pulled = G.change(root, step), G.pulled_change(step)
     (_, before) = forward(model)

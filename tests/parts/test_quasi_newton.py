@@ -90,8 +90,8 @@ def test_it_ends_where_no_gradient_brings_more() -> None:
     residuals = Residuals(M=6, P=4)
     asked = []
     problem = replace(residuals.problem, gradient_at=lambda p: asked.append(p) or residuals.gradient(p))
-    QuasiNewton(krylov=KRYLOV)(problem)
-    assert len(asked) < 60
+    QuasiNewton(krylov=KRYLOV, most=200)(problem)
+    assert len(asked) < 40
 
 
 def test_what_only_the_model_batch_likes_is_not_taken() -> None:

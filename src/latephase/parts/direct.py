@@ -69,17 +69,17 @@ class Direct:
         if problem.preconditioner is not None:
             raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
         P = problem.b.numel()
-        error = NoSolutionError()
+        one_each = False
 
         def accept(rows: int, samples: int) -> bool:
+            nonlocal one_each
             accepted = self.accepts(rows, samples, P)
-            error.one_each = rows == samples and not accepted
+            one_each = rows == samples and not accepted
             return accepted
 
         factor = problem.curvature.factor(accept)
         if isinstance(factor, str):
-            error.args = (f"a direct solve is not possible ({factor})",)
-            raise error
+            raise NoSolutionError(f"a direct solve is not possible ({factor})", one_each=one_each)
         one_number = isinstance(factor.shift, float) and isinstance(problem.damping, float)
         system = System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
         if not system.finite:

@@ -16,13 +16,16 @@ Operator = Callable[[Tensor], Tensor]
 
 
 class NoSolutionError(RuntimeError):
-    """A solver cannot work on this problem; the message says why.
+    """A solver cannot work on this problem.
 
-    Attributes:
+    Args:
+        message: Why.
         one_each: Whether it is that there are too many rows, and each is a sample's only one.
     """
 
-    one_each = False
+    def __init__(self, message: str, *, one_each: bool = False) -> None:
+        super().__init__(message)
+        self.one_each = one_each
 
 
 class Factor(NamedTuple):
