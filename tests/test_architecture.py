@@ -20,6 +20,9 @@ LAYERS = [
     ["cli"],
     ["study"],
     ["__init__"],  # the public names
+    ["finishing"],
+    ["strategies"],
+    ["tasks"],
     ["optimizer", "drawing"],
     ["published", "damped_optimizer"],
     ["checkups"],
@@ -115,7 +118,7 @@ def study_layer(module: str) -> str:
 
 def test_every_module_of_the_study_has_its_place() -> None:
     assert {study_layer(module) for module in STUDY_MODULES} == set(STUDY_RANK)
-    assert {"study.runs.store", "study.strategies.hf", "study.show.report"} <= set(STUDY_MODULES)
+    assert {"study.runs.store", "study.strategies.catalogue", "study.show.report"} <= set(STUDY_MODULES)
 
 
 @pytest.mark.parametrize("module", STUDY_MODULES)

@@ -6,9 +6,9 @@ import torch
 from tests.study.data.hub_files import SOURCES, write_copy
 
 from latephase import HessianFree
-from latephase.study.data import batches
 from latephase.study.problems import PROBLEMS
 from latephase.study.runs.evaluation import evaluate
+from latephase.tasks import batches
 
 DATA_SETS = {
     "cifar10_3c3d": "cifar10",

@@ -6,11 +6,11 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 from tests.study.toy import REFERENCE, TOY
 
+from latephase.strategies.hf import OPTIONS
 from latephase.study.runs.budget import Budget
 from latephase.study.runs.plan import plan_run, plan_training
 from latephase.study.runs.records import from_json
 from latephase.study.strategies.catalogue import find_strategy
-from latephase.study.strategies.hf import OPTIONS
 
 TRAINING = plan_training(REFERENCE, epochs=3, seed=0, device="cpu")
 RUN = plan_run(TRAINING.identity, 2, find_strategy("hf_m12", TOY, 60), 1, Budget.parse("5%"))

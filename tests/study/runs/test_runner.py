@@ -6,16 +6,16 @@ import torch
 from tests.study.toy import TOY, build_model, load_data, silent
 from torch import nn
 
+from latephase.strategies.first_order import SGD_CONSTANT
+from latephase.strategies.hf import hf_equal
+from latephase.strategies.strategy import Family, Step, Strategy, Trainer
+from latephase.strategies.swa import SWA
+from latephase.strategies.trainer import copied_state
 from latephase.study.runs import runner
 from latephase.study.runs.budget import Allowance
 from latephase.study.runs.clock import Clock
 from latephase.study.runs.evaluation import Quality
 from latephase.study.runs.runner import resume
-from latephase.study.strategies.first_order import SGD_CONSTANT
-from latephase.study.strategies.hf import hf_equal
-from latephase.study.strategies.strategy import Family, Step, Strategy, Trainer
-from latephase.study.strategies.swa import SWA
-from latephase.study.strategies.trainer import copied_state
 
 
 @dataclass

@@ -5,7 +5,6 @@ import pytest
 import torch
 from tests.study.toy import TOY, build_model, load_data, silent
 
-from latephase.study.data import batches
 from latephase.study.problems import PROBLEMS
 from latephase.study.problems.check import ProblemError
 from latephase.study.problems.problem import Metric
@@ -13,6 +12,7 @@ from latephase.study.runs.divergence import DivergedError
 from latephase.study.runs.evaluation import Quality, evaluate
 from latephase.study.runs.plan import plan_training
 from latephase.study.runs.training import Checkpoint, checkpoint_epochs, train
+from latephase.tasks import batches
 
 
 def trained(seed=0, epochs=3, problem=TOY, since=None):

@@ -5,9 +5,9 @@ import torch
 from tests.study.strategies.twins import generator, twins
 from tests.study.toy import TOY, load_data
 
+from latephase.strategies.first_order import SGD_PLATEAU, SGD_TENTH, FirstOrder
+from latephase.strategies.hf import HF
 from latephase.study.strategies.catalogue import default_strategies, find_strategy, parse_strategies
-from latephase.study.strategies.first_order import SGD_PLATEAU, SGD_TENTH, FirstOrder
-from latephase.study.strategies.hf import HF
 
 
 def test_all_strategies_are_the_papers_that_fit_and_the_baselines():

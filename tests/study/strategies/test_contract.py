@@ -8,13 +8,13 @@ import torch
 from tests.study.toy import TOY, build_model, load_data, silent
 from torch import nn
 
+from latephase.strategies.strategy import Family, Strategy, TooFewExamplesError
 from latephase.study.runs.budget import Allowance, Budget
 from latephase.study.runs.plan import plan_run
 from latephase.study.runs.runner import resume
 from latephase.study.strategies.catalogue import NAMES, find_strategy
 from latephase.study.strategies.order import in_order
 from latephase.study.strategies.registry import DECLARATIONS
-from latephase.study.strategies.strategy import Family, Strategy, TooFewExamplesError
 
 EXAMPLES = 60
 # An option of each that changes what its steps do; those of the paper's sizes need more examples than the toy has.

@@ -15,8 +15,8 @@ from latephase.study.strategies.catalogue import find_strategy, parse_strategies
 from latephase.study.strategies.own import reference_of
 
 MINE = """
-from latephase.study.strategies.first_order import FirstOrder
-from latephase.study.strategies.hf import HF
+from latephase.strategies.first_order import FirstOrder
+from latephase.strategies.hf import HF
 
 
 def strategy(every=3, *, damping=0.5):

@@ -8,14 +8,14 @@ import scipy.optimize
 import torch
 from tests.study.toy import TOY, build_model, load_data
 
-from latephase.study.data.batches import endless
+from latephase.strategies.first_order import FirstOrder
+from latephase.strategies.flat_objective import FlatObjective
+from latephase.strategies.muon import MuonAndAdam
 from latephase.study.strategies import ssbroyden
 from latephase.study.strategies.broyden import Choice, Minimiser, self_scaled, update
 from latephase.study.strategies.catalogue import find_strategy
-from latephase.study.strategies.first_order import FirstOrder
-from latephase.study.strategies.flat_objective import FlatObjective
-from latephase.study.strategies.muon import MuonAndAdam
 from latephase.study.strategies.scipy_lbfgs import Routine
+from latephase.tasks.batches import endless
 
 N = 6
 

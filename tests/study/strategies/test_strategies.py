@@ -8,10 +8,10 @@ from tests.study.strategies.twins import generator, twins
 from tests.study.toy import TOY, load_data
 from torch import nn
 
+from latephase.strategies.hf import HF, hf_equal
+from latephase.strategies.swa import SWA
 from latephase.study.runs.evaluation import evaluate
 from latephase.study.strategies.catalogue import default_strategies, find_strategy
-from latephase.study.strategies.hf import HF, hf_equal
-from latephase.study.strategies.swa import SWA
 
 PEERS = ["adam_cosine(lr=0.01)", "muon_cosine(lr=0.01)", "scipy_lbfgs", "ssbroyden"]
 EVERY = [*(s.name for s in default_strategies(TOY, 60)), "hf_m12", "hf_equal", "adamw(lr=0.01)", *PEERS]

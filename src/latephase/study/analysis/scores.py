@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from latephase.strategies.first_order import SGD_CONSTANT
 from latephase.study.numbers import amount_text
 from latephase.study.runs.divergence import where_diverged
-from latephase.study.strategies.first_order import SGD_CONSTANT
 from latephase.study.strategies.order import in_order
 
 BASELINE = SGD_CONSTANT.name

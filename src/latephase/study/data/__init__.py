@@ -10,7 +10,7 @@ from latephase.study.data.image_sets import (
     mnist_images,
     svhn,
 )
-from latephase.study.data.split import Augmentation, Data, DataError, Split
+from latephase.tasks.split import Augmentation, Data, DataError, Split
 
 __all__ = [
     "FASHION_MNIST_FOLDER",

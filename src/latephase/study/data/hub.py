@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from latephase.study.data.split import DataError, Split
+from latephase.tasks.split import DataError, Split
 
 if TYPE_CHECKING:
     from datasets import Dataset

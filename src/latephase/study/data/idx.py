@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latephase.study.data.split import DataError, Split
+from latephase.tasks.split import DataError, Split
 
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from latephase.study.data.augmentation import ImageAugmentation
 from latephase.study.data.hub import HubImages, has_parquet_files, places, read_images
 from latephase.study.data.idx import has_idx_files, read_idx_folder
-from latephase.study.data.split import Augmentation, Data, DataError, Split
+from latephase.tasks.split import Augmentation, Data, DataError, Split
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 

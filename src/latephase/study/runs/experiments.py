@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from latephase.strategies.strategy import Strategy
 from latephase.study.data import Data
 from latephase.study.problems import Problem
 from latephase.study.problems.check import check_data, check_network
@@ -21,7 +22,6 @@ from latephase.study.runs.store import Store, StoreError
 from latephase.study.runs.tensorboard import log_curve
 from latephase.study.runs.training import train
 from latephase.study.strategies.catalogue import find_strategy
-from latephase.study.strategies.strategy import Strategy
 from latephase.study.threads import threads
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from latephase.strategies.strategy import Strategy
 from latephase.study.own import code_hash
 from latephase.study.problems import PROBLEMS, Problem, find_problem
 from latephase.study.problems.check import ProblemError
@@ -13,7 +14,6 @@ from latephase.study.runs.records import LateRun, Training
 from latephase.study.runs.store import Store
 from latephase.study.strategies.catalogue import default_strategies, parse_strategies
 from latephase.study.strategies.own import reference_of
-from latephase.study.strategies.strategy import Strategy
 
 
 def plan_training(reference: str, *, epochs: int | None, seed: int, device: str) -> Training:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from latephase import StepRecord
+from latephase.strategies.strategy import Strategy
+from latephase.strategies.trainer import copied_state
 from latephase.study.data import Data
 from latephase.study.numbers import loss_text
 from latephase.study.problems import Problem
@@ -16,8 +18,6 @@ from latephase.study.runs.clock import Clock
 from latephase.study.runs.divergence import has_diverged
 from latephase.study.runs.evaluation import Point, evaluate
 from latephase.study.runs.progress import Update
-from latephase.study.strategies.strategy import Strategy
-from latephase.study.strategies.trainer import copied_state
 
 EVALUATIONS = 20  # per run, equally spaced over the budget
 

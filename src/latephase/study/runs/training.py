@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from latephase.random_state import rng_state, set_rng_state
+from latephase.strategies.first_order import FirstOrder, GradientTrainer
+from latephase.strategies.schedules import plateau
+from latephase.strategies.trainer import copied_state
 from latephase.study.data import Data
 from latephase.study.numbers import loss_text
 from latephase.study.problems import Problem
@@ -20,9 +23,6 @@ from latephase.study.runs.divergence import DivergedError, has_diverged, highest
 from latephase.study.runs.evaluation import Point, Quality, evaluate
 from latephase.study.runs.progress import Update
 from latephase.study.strategies.catalogue import find_strategy
-from latephase.study.strategies.first_order import FirstOrder, GradientTrainer
-from latephase.study.strategies.schedules import plateau
-from latephase.study.strategies.trainer import copied_state
 
 CHECKPOINTS = 10  # equally spaced (Tatzel et al. 2022, Section 3.1)
 POINTS = 400  # most points of a curve between checkpoints: of a training with more epochs not all are evaluated

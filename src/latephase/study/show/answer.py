@@ -4,9 +4,9 @@ from math import isfinite
 
 import pandas as pd
 
+from latephase.strategies.strategy import Family
 from latephase.study.analysis.scores import BASELINE
 from latephase.study.numbers import loss_text, metric_text
-from latephase.study.strategies.strategy import Family
 
 
 def answer(rows: pd.DataFrame) -> list[tuple[str, str]]:

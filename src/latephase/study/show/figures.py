@@ -14,6 +14,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from latephase.strategies.hf import SAME_BATCH, model_batch
+from latephase.strategies.strategy import Family
+from latephase.strategies.style import Style
 from latephase.study.analysis.results import Results
 from latephase.study.analysis.scores import BASELINE, training_names
 from latephase.study.numbers import SPENT
@@ -36,10 +39,7 @@ from latephase.study.show.panels import (
 )
 from latephase.study.show.saving import save
 from latephase.study.show.styles import LIGHT, Look, styles
-from latephase.study.strategies.hf import SAME_BATCH, model_batch
 from latephase.study.strategies.order import in_order, plain_name
-from latephase.study.strategies.strategy import Family
-from latephase.study.strategies.style import Style
 
 _FEW_STEPS = 40
 _LEAST_RATE = 5e-4  # of a run's largest learning rate

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from latephase.strategies.style import Style
 from latephase.study.show.styles import Look
-from latephase.study.strategies.style import Style
 
 Curve: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Two arrays of one length: where and what."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from latephase.strategies.style import Style
 from latephase.study.strategies.order import in_order, plain_name
 from latephase.study.strategies.registry import DECLARATIONS
-from latephase.study.strategies.style import Style
 
 _OWN = {declaration.name: declaration.style for declaration in DECLARATIONS if declaration.style is not None}
 

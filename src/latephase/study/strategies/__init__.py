@@ -1,1 +1,1 @@
-"""Late-phase strategies, one file each, and yours."""
+"""The strategies that a study knows by name, its own peers among them, and yours."""

@@ -4,15 +4,15 @@ import inspect
 from contextlib import suppress
 from difflib import get_close_matches
 
+from latephase.strategies.first_order import FirstOrder
+from latephase.strategies.options import Call, parse_call, split_list
+from latephase.strategies.schedules import SCHEDULES
+from latephase.strategies.strategy import Declaration, Strategy, TooFewExamplesError
 from latephase.study.problems import Problem
-from latephase.study.strategies.first_order import FirstOrder
 from latephase.study.strategies.optimizers import find_optimizer, has_others, optimizer_names
-from latephase.study.strategies.options import Call, parse_call, split_list
 from latephase.study.strategies.order import plain_name
 from latephase.study.strategies.own import build_own
 from latephase.study.strategies.registry import DECLARATIONS
-from latephase.study.strategies.schedules import SCHEDULES
-from latephase.study.strategies.strategy import Declaration, Strategy, TooFewExamplesError
 
 NAMES = tuple(declaration.name for declaration in DECLARATIONS if not declaration.numbered)
 

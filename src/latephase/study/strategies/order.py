@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from latephase.strategies.strategy import Family
 from latephase.study.strategies.registry import DECLARATIONS
-from latephase.study.strategies.strategy import Family
 
 _RANKS = {
     declaration.name: rank

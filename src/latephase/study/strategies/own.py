@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from latephase.strategies.options import Call
+from latephase.strategies.strategy import Family, Settings, Strategy, Trainer
 from latephase.study.data import Data
 from latephase.study.own import code_hash, find_function
-from latephase.study.problems import Problem
-from latephase.study.strategies.options import Call
-from latephase.study.strategies.strategy import Family, Settings, Strategy, Trainer
 from latephase.study.threads import threads
+from latephase.tasks.task import Task
 
 _PARTS = ("name", "family", "settings", "start")
 
@@ -42,9 +42,9 @@ class Own:
         """See `Strategy.settings`."""
         return {**self.strategy.settings(), "reference": self.reference, "code": self.code}
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        return self.strategy.start(problem, model, data, generator)
+        return self.strategy.start(task, model, data, generator)
 
 
 def build_own(call: Call) -> Own:
@@ -78,7 +78,7 @@ def _checked(strategy: object, source: str) -> Strategy:
         missing = [part for part in _PARTS if not hasattr(strategy, part)]
         raise ValueError(
             f"{source} returned {type(strategy).__name__}, which has no {', '.join(missing)}; "
-            "expected what latephase.study.strategies.strategy.Strategy says"
+            "expected what latephase.strategies.strategy.Strategy says"
         )
     if not isinstance(strategy.family, Family):
         families = ", ".join(f"Family.{family.name}" for family in Family)

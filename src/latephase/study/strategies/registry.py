@@ -2,11 +2,20 @@
 
 from importlib import import_module
 
-from latephase.study.strategies.strategy import Declaration
+from latephase.strategies.strategy import Declaration
 
 # In the order in which a study takes them.
-FILES = ("first_order", "adam_cosine", "muon", "swa", "lbfgs", "scipy_lbfgs", "ssbroyden", "hf")
+FILES = (
+    "latephase.strategies.first_order",
+    "latephase.strategies.adam_cosine",
+    "latephase.strategies.muon",
+    "latephase.strategies.swa",
+    "latephase.strategies.lbfgs",
+    "latephase.study.strategies.scipy_lbfgs",
+    "latephase.study.strategies.ssbroyden",
+    "latephase.strategies.hf",
+)
 
 DECLARATIONS: tuple[Declaration, ...] = tuple(
-    declaration for file in FILES for declaration in import_module(f"{__package__}.{file}").DECLARATIONS
+    declaration for file in FILES for declaration in import_module(file).DECLARATIONS
 )

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latephase.strategies.flat_objective import FlatObjective
+from latephase.strategies.limited_memory import LimitedMemory
+from latephase.strategies.strategy import Step, Trainer
+from latephase.strategies.style import Style
+from latephase.strategies.trainer import NetworkTrainer
 from latephase.study.data import Data
-from latephase.study.problems import Problem
-from latephase.study.strategies.flat_objective import FlatObjective
-from latephase.study.strategies.limited_memory import LimitedMemory
-from latephase.study.strategies.strategy import Step, Trainer
-from latephase.study.strategies.style import Style
-from latephase.study.strategies.trainer import NetworkTrainer
+from latephase.tasks.task import Task
 
 SEARCH = 20  # evaluations in a line search at most; SciPy's
 
@@ -20,9 +20,9 @@ SEARCH = 20  # evaluations in a line search at most; SciPy's
 class SciPyLBFGS(LimitedMemory):
     """SciPy's L-BFGS, in float64; see `LimitedMemory`."""
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        objective = FlatObjective(problem, model, data, self.batch, generator)
+        objective = FlatObjective(task, model, data, self.batch, generator)
         routine = Routine(objective.parameters.read(), self.history_size)
 
         def step(spent: float) -> Step:
@@ -35,7 +35,7 @@ class SciPyLBFGS(LimitedMemory):
         return NetworkTrainer(step, model)
 
 
-class Task(IntEnum):
+class Ask(IntEnum):
     """What the routine asks for or says, as it codes it."""
 
     START = 0
@@ -67,13 +67,13 @@ class Routine:
 
     def iterate(self, objective: FlatObjective) -> None:
         """Go on to the next iterate. Where the routine has given up it starts anew, from where it is."""
-        if self._task[0] not in (Task.START, Task.NEW_ITERATE):
+        if self._task[0] not in (Ask.START, Ask.NEW_ITERATE):
             self._start()
         self._call()
-        if self._task[0] != Task.EVALUATE:  # it sees only now that the last iterate was the last
+        if self._task[0] != Ask.EVALUATE:  # it sees only now that the last iterate was the last
             self._start()
             self._call()
-        while self._task[0] == Task.EVALUATE:
+        while self._task[0] == Ask.EVALUATE:
             loss, gradient = objective(self.theta)
             self._f, self._g = np.array(loss), gradient.cpu().numpy().astype(np.float64)
             self._call()
@@ -83,7 +83,7 @@ class Routine:
         self._f, self._g = np.array(0.0), np.zeros(n)
         self._free = np.zeros(n), np.zeros(n), np.zeros(n, np.int32)  # bounds, and that there are none
         self._work = np.zeros(2 * m * n + 5 * n + 11 * m * m + 8 * m), np.zeros(3 * n, np.int32)
-        self._task[:] = Task.START
+        self._task[:] = Ask.START
         self._saved = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
         self._search = np.zeros(2, np.int32)
 

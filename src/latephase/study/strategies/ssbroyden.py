@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from latephase.checks import positive_integer
+from latephase.strategies.flat_objective import FlatObjective, whole_batch
+from latephase.strategies.strategy import Declaration, Family, Settings, Step, Trainer
+from latephase.strategies.style import Style
+from latephase.strategies.trainer import NetworkTrainer
 from latephase.study.data import Data
-from latephase.study.problems import Problem
 from latephase.study.strategies.broyden import Minimiser
-from latephase.study.strategies.flat_objective import FlatObjective, whole_batch
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Trainer
-from latephase.study.strategies.style import Style
-from latephase.study.strategies.trainer import NetworkTrainer
+from latephase.tasks.task import Task
 
 MOST = 12_000
 """Parameters at most: the matrix then takes 1.2 GB."""
@@ -42,7 +42,7 @@ class SSBroyden:
         """See `Strategy.settings`."""
         return {"batch": self.batch}
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`.
 
         Returns:
@@ -51,7 +51,7 @@ class SSBroyden:
         Raises:
             ValueError: If there are more than `MOST` parameters to train.
         """
-        objective = FlatObjective(problem, model, data, self.batch, generator)
+        objective = FlatObjective(task, model, data, self.batch, generator)
         if objective.parameters.numel > MOST:
             raise ValueError(
                 f"strategy {self.name!r} keeps a dense matrix and so takes at most {MOST:,} parameters, "
@@ -68,8 +68,8 @@ class SSBroyden:
         return NetworkTrainer(step, model)
 
 
-def _build(name: str, problem: Problem, examples: int, *, batch: int | None = None) -> SSBroyden:
-    return SSBroyden(name, whole_batch(problem, examples, batch))
+def _build(name: str, task: Task, examples: int, *, batch: int | None = None) -> SSBroyden:
+    return SSBroyden(name, whole_batch(task, examples, batch))
 
 
 _STYLE = Style("#7a5195", "#c79be0", (1.5, 1.2), "D")

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from latephase.checks import positive_integer
-from latephase.study.data import Data
-from latephase.study.problems import Problem
-from latephase.study.strategies.flat_objective import whole_batch
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Trainer
-from latephase.study.strategies.style import Style
+from latephase.strategies.flat_objective import whole_batch
+from latephase.strategies.strategy import Declaration, Family, Settings, Trainer
+from latephase.strategies.style import Style
+from latephase.tasks.split import Data
+from latephase.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LimitedMemory(ABC):
         return {"batch": self.batch, "max_iter": self.max_iter, "history_size": self.history_size}
 
     @abstractmethod
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
 
     @classmethod
@@ -50,13 +50,13 @@ class LimitedMemory(ABC):
 
         def build(
             name: str,
-            problem: Problem,
+            task: Task,
             examples: int,
             *,
             batch: int | None = None,
             max_iter: int = cls.max_iter,
             history_size: int = cls.history_size,
         ) -> "LimitedMemory":
-            return cls(name, whole_batch(problem, examples, batch), max_iter, history_size)
+            return cls(name, whole_batch(task, examples, batch), max_iter, history_size)
 
         return Declaration(name, cls.family, style, build, ("batch", "max_iter", "history_size"), default)

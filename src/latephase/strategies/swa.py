@@ -11,12 +11,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from latephase.checks import positive_integer
 from latephase.random_state import rng_state, set_rng_state
-from latephase.study.data import Data
-from latephase.study.problems import Problem
-from latephase.study.strategies.first_order import FirstOrder
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Snapshot, Step, Trainer
-from latephase.study.strategies.style import Style
-from latephase.study.strategies.trainer import copied_state
+from latephase.strategies.first_order import FirstOrder
+from latephase.strategies.strategy import Declaration, Family, Settings, Snapshot, Step, Trainer
+from latephase.strategies.style import Style
+from latephase.strategies.trainer import copied_state
+from latephase.tasks.split import Data
+from latephase.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SWA:
     Attributes:
         name: What tables and figures call it.
         every: Steps between two iterates that enter the mean.
-        lr: The learning rate; None for the problem's α.
+        lr: The learning rate; None for the task's α.
 
     >>> SWA(every=5).settings()
     {'every': 5, 'lr': None}
@@ -44,10 +44,10 @@ class SWA:
         """See `Strategy.settings`."""
         return {"every": self.every, "lr": self.lr}
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        sgd = FirstOrder(self.name, lr=self.lr).start(problem, model, data, generator)
-        return _Averaging(sgd, model, AveragedModel(model), self.every, data.train.inputs, problem.batch_size)
+        sgd = FirstOrder(self.name, lr=self.lr).start(task, model, data, generator)
+        return _Averaging(sgd, model, AveragedModel(model), self.every, data.train.inputs, task.batch_size)
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _renew_statistics(model: nn.Module, batches: Sequence[Tensor]) -> None:
         layer.momentum = momentum
 
 
-def _build(name: str, problem: Problem, examples: int, *, every: int = 10, lr: float | None = None) -> SWA:
+def _build(name: str, task: Task, examples: int, *, every: int = 10, lr: float | None = None) -> SWA:
     return SWA(name, every, lr)
 
 

@@ -4,8 +4,8 @@ import torch
 from tests.study.strategies.twins import assert_same, generator, objective, twins
 from tests.study.toy import TOY, load_data
 
-from latephase.study.data import batches
-from latephase.study.strategies.lbfgs import LBFGS
+from latephase.strategies.lbfgs import LBFGS
+from latephase.tasks import batches
 
 
 def test_lbfgs_is_the_optimizer_on_one_batch(monkeypatch):

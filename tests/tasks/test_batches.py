@@ -3,7 +3,8 @@ from itertools import islice
 import pytest
 import torch
 
-from latephase.study.data import Data, Split, batches
+from latephase.study.data import Data, Split
+from latephase.tasks import batches
 
 
 def numbered(n, augment=None):

@@ -1,37 +1,66 @@
 """Drawing mini-batches at random."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from latephase.study.data import Data, Split
+from latephase.tasks.split import Data, Split
 
 _CHUNK = 2048  # examples per forward pass: what a small machine's memory holds with the graph
 
 
-def endless(data: Data, size: int, generator: torch.Generator) -> Iterator[Split]:
-    """Yield batches of `size` training examples for ever, pass after pass, each in a fresh random order.
+class endless:  # noqa: N801 — used like a function
+    """Batches of `size` training examples for ever, pass after pass, each in a fresh random order.
 
-    What does not fill the last batch of a pass is left out of it.
+    What does not fill the last batch of a pass is left out of it. The generator's state is not part of theirs.
+
+    Args:
+        data: What to draw from.
+        size: Examples per batch.
+        generator: What to draw with.
 
     Raises:
-        ValueError: If there are fewer than `size` examples (when the first batch is asked for).
+        ValueError: If there are fewer than `size` examples.
+
+    >>> x = torch.arange(4.0)
+    >>> stream = endless(Data(Split(x, x), Split(x, x)), 2, torch.Generator().manual_seed(0))
+    >>> sorted(torch.cat([next(stream).inputs, next(stream).inputs]).tolist())
+    [0.0, 1.0, 2.0, 3.0]
     """
-    n = len(data.train)
-    if not 1 <= size <= n:
-        raise ValueError(f"a batch of {size} cannot be drawn from {n} examples")
-    while True:
-        order = torch.randperm(n, generator=generator)
-        for start in range(0, n - size + 1, size):
-            yield _augmented(data, order[start : start + size], generator)
+
+    def __init__(self, data: Data, size: int, generator: torch.Generator) -> None:
+        if not 1 <= size <= len(data.train):
+            raise ValueError(f"a batch of {size} cannot be drawn from {len(data.train)} examples")
+        self._data, self._size, self._generator = data, size, generator
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._at = 0
+
+    def __iter__(self) -> "endless":
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Split:
+        """Draw the next batch."""
+        if self._at + self._size > len(self._order):
+            self._order, self._at = torch.randperm(len(self._data.train), generator=self._generator), 0
+        index = self._order[self._at : self._at + self._size]
+        self._at += self._size
+        return _augmented(self._data, index, self._generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the order of this pass, and how much of it has been drawn."""
+        return {"order": self._order, "at": self._at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._order, self._at = state["order"], state["at"]
 
 
-def chunks(batch: Split) -> list[tuple[Tensor, Tensor]]:
-    """Cut a batch into pairs of inputs and targets, each small enough for one forward pass."""
-    pairs = zip(batch.inputs.split(_CHUNK), batch.targets.split(_CHUNK), strict=True)
-    return [(inputs, targets) for inputs, targets in pairs if len(targets)]
+def chunks(batch: Split) -> list[Split]:
+    """Cut a batch into parts, each small enough for one forward pass."""
+    return [batch.take(slice(start, start + _CHUNK)) for start in range(0, len(batch), _CHUNK)]
 
 
 class HFBatches(NamedTuple):

@@ -7,10 +7,10 @@ import torch
 from tests.study.toy import TOY
 
 from latephase import HessianFree
+from latephase.strategies.hf import HF, OPTIONS
+from latephase.strategies.options import parse_call, plain, split_list
 from latephase.study.show.styles import styles
 from latephase.study.strategies.catalogue import find_strategy, parse_strategies
-from latephase.study.strategies.hf import HF, OPTIONS
-from latephase.study.strategies.options import parse_call, plain, split_list
 
 
 def test_lists_are_split_outside_of_brackets():

@@ -8,8 +8,8 @@ from tests.study.strategies.twins import assert_same, generator, twins
 from tests.study.toy import TOY, load_data
 
 from latephase import HessianFree
-from latephase.study.data import batches
-from latephase.study.strategies.hf import HF, hf_equal, hf_large
+from latephase.strategies.hf import HF, hf_equal, hf_large
+from latephase.tasks import batches
 
 
 @pytest.mark.parametrize(("strategy", "gradient"), [(hf_equal(TOY), 16), (hf_large(TOY), 32)])

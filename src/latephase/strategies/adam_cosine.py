@@ -2,17 +2,17 @@
 
 import torch
 
-from latephase.study.problems import Problem
-from latephase.study.strategies.first_order import FirstOrder
-from latephase.study.strategies.options import defaults
-from latephase.study.strategies.schedules import cosine
-from latephase.study.strategies.strategy import Declaration, Family
-from latephase.study.strategies.style import Style
+from latephase.strategies.first_order import FirstOrder
+from latephase.strategies.options import defaults
+from latephase.strategies.schedules import cosine
+from latephase.strategies.strategy import Declaration, Family
+from latephase.strategies.style import Style
+from latephase.tasks.task import Task
 
 LR = 1e-3  # PyTorch's, and the one of Kingma and Ba 2015
 
 
-def _build(name: str, problem: Problem, examples: int, *, lr: float = LR, **options: object) -> FirstOrder:
+def _build(name: str, task: Task, examples: int, *, lr: float = LR, **options: object) -> FirstOrder:
     return FirstOrder(name, torch.optim.Adam, lr, cosine, options)
 
 

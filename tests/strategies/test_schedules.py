@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latephase.study.strategies.schedules import PATIENCE, PERIODS, constant, cosine, plateau, tenth
+from latephase.strategies.schedules import PATIENCE, PERIODS, constant, cosine, plateau, tenth
 
 
 def test_constant_and_tenth_do_not_move():

@@ -1,4 +1,4 @@
-"""Hessian-free steps, with the paper's batch sizes and with the problem's."""
+"""Hessian-free steps, with the paper's batch sizes and with the task's."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -6,23 +6,25 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from latephase import HessianFree, StepRecord
 from latephase.checks import positive_integer
-from latephase.study.data import Data
-from latephase.study.data.batches import HFBatches, chunks, hessian_free
-from latephase.study.problems import Problem
-from latephase.study.strategies.options import defaults, plain
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, TooFewExamplesError, Trainer
-from latephase.study.strategies.style import Style
-from latephase.study.strategies.trainer import NetworkTrainer
+from latephase.optimizer import HessianFree
+from latephase.records import StepRecord
+from latephase.strategies.options import defaults, plain
+from latephase.strategies.strategy import Declaration, Family, Settings, Step, TooFewExamplesError, Trainer
+from latephase.strategies.style import Style
+from latephase.strategies.trainer import NetworkTrainer
+from latephase.tasks.batches import HFBatches, chunks, hessian_free
+from latephase.tasks.closure_task import ClosureTask
+from latephase.tasks.split import Data, Split
+from latephase.tasks.task import Task
 
 PAPER_BATCHES = (256, 1024, 2048, 6144)  # m (Tatzel et al. 2022, Section 3.1)
 EVALUATION_BATCH = 1024  # |B̄|, likewise
 SAME_BATCH = "hf_same_batch"
 
-# What the optimizer can be told here. Weight decay is the problem's, and to print is no part of a result.
+# What the optimizer can be told here. Weight decay is the task's, and to print is no part of a result.
 OPTIONS = defaults(HessianFree, without=("weight_decay", "verbose"))
 _SIZES = ("curvature", "gradient", "evaluation")
 _make: Callable[..., HessianFree] = HessianFree
@@ -67,9 +69,9 @@ class HF:
         options = {name: plain(value) for name, value in {**OPTIONS, **self.options}.items()}
         return {**{name: getattr(self, name) for name in (*_SIZES, "same")}, **options}
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """See `Strategy.start`."""
-        optimizer = _make(problem.parameter_groups(model), **self.options)
+        optimizer = _make(task.parameter_groups(model), **self.options)
         draw = hessian_free(
             data,
             curvature=self.curvature,
@@ -78,24 +80,29 @@ class HF:
             same=self.same,
             generator=generator,
         )
-        return NetworkTrainer(lambda spent: self._step(problem, model, optimizer, draw), model)
+        return NetworkTrainer(lambda spent: self._step(task, model, optimizer, draw), model, {"optimizer": optimizer})
 
-    def _step(self, problem: Problem, model: nn.Module, optimizer: HessianFree, draw: Iterator[HFBatches]) -> Step:
-        drawn = next(draw)
-        curvature, rest = chunks(drawn.curvature), chunks(drawn.gradient_only)
-        # The very same list entries where B̄ is B, so that the step knows its losses already.
-        evaluation = curvature + rest if self.same else chunks(drawn.evaluation)
-        optimizer.acc_step(
-            model,
-            problem.loss,
-            loss_datalist=evaluation,
-            grad_datalist=curvature + rest,
-            mvp_datalist=curvature,
-            micro_batches_in_memory=len(curvature),
-        )
+    def _step(self, task: Task, model: nn.Module, optimizer: HessianFree, draw: Iterator[HFBatches]) -> Step:
+        parts = 1
+        if isinstance(task, ClosureTask):
+            optimizer.step(task.closure)
+        else:
+            drawn = next(draw)
+            curvature, rest = _pairs(drawn.curvature), _pairs(drawn.gradient_only)
+            # The very same list entries where B̄ is B, so that the step knows its losses already.
+            evaluation = curvature + rest if self.same else _pairs(drawn.evaluation)
+            parts = len(evaluation)
+            optimizer.acc_step(
+                model,
+                task.loss,
+                loss_datalist=evaluation,
+                grad_datalist=curvature + rest,
+                mvp_datalist=curvature,
+                micro_batches_in_memory=len(curvature),
+            )
         record = optimizer.last_step
         assert record is not None
-        return Step(self._work(record, len(evaluation)) / problem.batch_size, record=record)
+        return Step(self._work(record, parts) / task.batch_size, record=record)
 
     def _work(self, record: StepRecord, evaluations: int) -> float:
         """Return the work in gradients per example; each loss on B̄ was evaluated in so many parts."""
@@ -105,14 +112,18 @@ class HF:
         return judged / 3 + self.gradient + (1 + record.counts.products) * self.curvature
 
 
-def hf_equal(problem: Problem) -> HF:
-    """Gradient and curvature on the same examples, in the problem's numbers."""
-    return HF("hf_equal", problem.curvature_batch, problem.curvature_batch, problem.evaluation_batch)
+def _pairs(batch: Split) -> list[tuple[Tensor, Tensor]]:
+    return [(chunk.inputs, chunk.targets) for chunk in chunks(batch)]
 
 
-def hf_large(problem: Problem) -> HF:
-    """The gradient on many more examples than the curvature, in the problem's numbers."""
-    return HF("hf_large", problem.curvature_batch, problem.gradient_batch, problem.evaluation_batch)
+def hf_equal(task: Task) -> HF:
+    """Gradient and curvature on the same examples, in the task's numbers."""
+    return HF("hf_equal", task.curvature_batch, task.curvature_batch, task.evaluation_batch)
+
+
+def hf_large(task: Task) -> HF:
+    """The gradient on many more examples than the curvature, in the task's numbers."""
+    return HF("hf_large", task.curvature_batch, task.gradient_batch, task.evaluation_batch)
 
 
 def model_batch(name: str) -> int | None:
@@ -125,37 +136,37 @@ def model_batch(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _of_the_paper(name: str, problem: Problem, examples: int) -> HF:
+def _of_the_paper(name: str, task: Task, examples: int) -> HF:
     """|B| = m and a disjoint B̄: the paper's size, or a quarter of the data where they are few."""
     m, evaluation = model_batch(name), min(EVALUATION_BATCH, examples // 4)
     assert m is not None
     return HF(name, m, m, evaluation)
 
 
-def _same_batch(name: str, problem: Problem, examples: int) -> HF:
+def _same_batch(name: str, task: Task, examples: int) -> HF:
     m = min(PAPER_BATCHES[-1], examples)
     return HF(name, m, m, min(EVALUATION_BATCH, examples // 4), same=True)
 
 
-def _auto(name: str, problem: Problem, examples: int) -> HF:
+def _auto(name: str, task: Task, examples: int) -> HF:
     """All data in every batch, and the solver that chooses."""
     options = {"solver": "auto"}
     return HF(name, examples, examples, min(EVALUATION_BATCH, examples // 4), same=True, options=options)
 
 
-def _equal(name: str, problem: Problem, examples: int) -> HF:
-    return hf_equal(problem)
+def _equal(name: str, task: Task, examples: int) -> HF:
+    return hf_equal(task)
 
 
-def _large(name: str, problem: Problem, examples: int) -> HF:
-    return hf_large(problem)
+def _large(name: str, task: Task, examples: int) -> HF:
+    return hf_large(task)
 
 
 def _declared(
-    name: str, style: Style | None, sized: Callable[[str, Problem, int], HF], *, default: bool = True, **other: bool
+    name: str, style: Style | None, sized: Callable[[str, Task, int], HF], *, default: bool = True, **other: bool
 ) -> Declaration:
-    def build(name: str, problem: Problem, examples: int, **options: object) -> HF:
-        usual = sized(name, problem, examples)
+    def build(name: str, task: Task, examples: int, **options: object) -> HF:
+        usual = sized(name, task, examples)
         sizes = {key: positive_integer(key, options.pop(key, getattr(usual, key))) for key in _SIZES}
         strategy = HF(name, **sizes, same=usual.same, options={**usual.options, **options})
         return _with_room(strategy, examples)

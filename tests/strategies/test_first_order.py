@@ -6,10 +6,10 @@ from tests.study.strategies.twins import assert_same, generator, objective, twin
 from tests.study.toy import TOY, load_data
 from torch import nn
 
-from latephase.study.data import batches
+from latephase.strategies.first_order import SGD_CONSTANT, SGD_COSINE, SGD_PLATEAU, SGD_TENTH
+from latephase.strategies.schedules import cosine
 from latephase.study.strategies.catalogue import find_strategy
-from latephase.study.strategies.first_order import SGD_CONSTANT, SGD_COSINE, SGD_PLATEAU, SGD_TENTH
-from latephase.study.strategies.schedules import cosine
+from latephase.tasks import batches
 
 
 @pytest.mark.parametrize(

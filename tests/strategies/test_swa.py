@@ -4,9 +4,9 @@ import torch
 from tests.study.strategies.twins import assert_same, generator, twins
 from tests.study.toy import TOY, build_model, load_data
 
+from latephase.strategies.first_order import SGD_CONSTANT
+from latephase.strategies.swa import SWA
 from latephase.study.runs.evaluation import evaluate
-from latephase.study.strategies.first_order import SGD_CONSTANT
-from latephase.study.strategies.swa import SWA
 
 
 def test_swa_judges_the_mean_of_the_iterates():

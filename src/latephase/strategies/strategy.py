@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import nn
 
-from latephase import StepRecord
-from latephase.study.data import Data
-from latephase.study.problems import Problem
-from latephase.study.strategies.style import Style
+from latephase.records import StepRecord
+from latephase.strategies.style import Style
+from latephase.tasks.split import Data
+from latephase.tasks.task import Task
 
 Settings: TypeAlias = dict[str, object]
 """Names and values, such as JSON has them: numbers, strings, None, lists and dictionaries of them."""
@@ -58,7 +58,7 @@ class Step(NamedTuple):
 class Trainer(Protocol):
     """A strategy at work on one network.
 
-    >>> from latephase.study.strategies.trainer import NetworkTrainer
+    >>> from latephase.strategies.trainer import NetworkTrainer
     >>> trainer: Trainer = NetworkTrainer(lambda spent: Step(gradients=1.0), nn.Linear(2, 1))
     >>> trainer.step(spent=0.5).gradients
     1.0
@@ -81,11 +81,24 @@ class Trainer(Protocol):
         """
 
 
+class Resumable(Trainer, Protocol):
+    """A trainer that can be saved at any step, and goes on to the bit as if never interrupted.
+
+    That is: one that `start` made in the same way, whose random number generators have been put back by the caller.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all that later steps depend on, in tensors and what JSON holds."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
 @runtime_checkable
 class Strategy(Protocol):
     """A way to continue training from a checkpoint.
 
-    >>> from latephase.study.strategies.swa import SWA
+    >>> from latephase.strategies.swa import SWA
     >>> isinstance(SWA(), Strategy)
     True
     """
@@ -101,7 +114,7 @@ class Strategy(Protocol):
     def settings(self) -> Settings:
         """Return what its steps depend on besides name, problem and seed: part of a run's identity."""
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """Return what trains `model` on batches drawn with `generator`."""
 
 
@@ -113,7 +126,7 @@ class Declaration:
         name: What the command line calls it.
         family: What kind it is of.
         style: What it is drawn with; None for one of those that remain.
-        build: Called as `build(name, problem, examples, **options)`, with the name that tables are to show and the
+        build: Called as `build(name, task, examples, **options)`, with the name that tables are to show and the
             number of training examples, it returns the strategy. It raises `TooFewExamplesError` where that is so.
         options: The names of the options that it takes.
         default: Whether a study takes it if not told otherwise.

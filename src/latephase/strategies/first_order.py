@@ -7,27 +7,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from latephase.study.data import Data
-from latephase.study.data.batches import endless
-from latephase.study.problems import Problem
-from latephase.study.strategies.options import defaults, plain
-from latephase.study.strategies.schedules import Schedule, constant, cosine, plateau, tenth
-from latephase.study.strategies.strategy import Declaration, Family, Settings, Step, Strategy
-from latephase.study.strategies.style import Style
-from latephase.study.strategies.trainer import NetworkTrainer
+from latephase.strategies.options import defaults, plain
+from latephase.strategies.schedules import Schedule, constant, cosine, plateau, tenth
+from latephase.strategies.strategy import Declaration, Family, Settings, Step, Strategy
+from latephase.strategies.style import Style
+from latephase.strategies.trainer import NetworkTrainer
+from latephase.tasks.batches import endless
+from latephase.tasks.split import Data
+from latephase.tasks.task import Task, add_l2_gradient
 
 
 @dataclass(frozen=True)
 class FirstOrder:
     """An optimizer of `torch.optim`'s kind, one gradient per step.
 
-    The objective contains the problem's L2 term whatever the optimizer, so all minimise the same. Weight decay of
+    The objective contains the task's L2 term whatever the optimizer, so all minimise the same. Weight decay of
     another kind (AdamW's) comes on top where `options` ask for it.
 
     Attributes:
         name: What tables and figures call it.
         optimizer: Makes the optimizer from parameters and options.
-        lr: The learning rate before the schedule; None for the problem's α.
+        lr: The learning rate before the schedule; None for the task's α.
         schedule: Scales the learning rate.
         options: Further arguments of the optimizer.
 
@@ -54,13 +54,13 @@ class FirstOrder:
         own = {"optimizer": self.optimizer, "lr": self.lr, "schedule": self.schedule.__name__, **self.options}
         return {name: plain(value) for name, value in own.items()}
 
-    def start(self, problem: Problem, model: nn.Module, data: Data, generator: torch.Generator) -> "GradientTrainer":
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> "GradientTrainer":
         """See `Strategy.start`."""
-        lr = problem.lr if self.lr is None else self.lr
-        decayed, others = (group["params"] for group in problem.parameter_groups(model))
-        optimizer = self.optimizer([{"params": decayed}, {"params": others}], lr=lr, **self.options)
+        lr = task.lr if self.lr is None else self.lr
+        groups = task.parameter_groups(model)
+        optimizer = self.optimizer([{"params": group["params"]} for group in groups], lr=lr, **self.options)
         factor = self.schedule()
-        stream = endless(data, problem.batch_size, generator)
+        stream = endless(data, task.batch_size, generator)
         loss: Tensor | None = None
 
         def step(spent: float) -> Step:
@@ -70,14 +70,14 @@ class FirstOrder:
             for group in optimizer.param_groups:
                 group["lr"] = now
             optimizer.zero_grad()
-            objective = problem.loss(model(batch.inputs), batch.targets)
+            objective, _ = task.forward(model, batch)
             objective.backward()
-            problem.add_l2_gradient(decayed)
+            add_l2_gradient(groups)
             optimizer.step()
             loss = objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
             return Step(1.0, now)
 
-        return GradientTrainer(step, model, optimizer)
+        return GradientTrainer(step, model, {"optimizer": optimizer, "draws": stream}, optimizer=optimizer)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class GradientTrainer(NetworkTrainer):
         optimizer: Takes the steps.
     """
 
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer = field(kw_only=True)
 
 
 SGD_CONSTANT = FirstOrder("sgd_constant")
@@ -98,7 +98,7 @@ SGD_PLATEAU = FirstOrder("sgd_plateau", schedule=plateau)
 
 
 def _declared(sgd: FirstOrder, style: Style) -> Declaration:
-    def build(name: str, problem: Problem, examples: int, *, lr: float | None = None, **options: object) -> Strategy:
+    def build(name: str, task: Task, examples: int, *, lr: float | None = None, **options: object) -> Strategy:
         return sgd if name == sgd.name else replace(sgd, name=name, lr=lr, options=options)
 
     return Declaration(sgd.name, Family.FIRST_ORDER, style, build, tuple(defaults(torch.optim.SGD)))

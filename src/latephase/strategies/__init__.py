@@ -1,0 +1,1 @@
+"""Late-phase strategies, one file each: ways to go on from a half-trained network."""

@@ -1,0 +1,1 @@
+"""What is trained: a network, its loss, and examples to draw batches from."""
