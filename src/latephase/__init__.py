@@ -1,7 +1,19 @@
 """Finish the training of neural networks with a few precise second-order steps."""
 
 from latephase.drawing import batches
+from latephase.finishing.call import finish
+from latephase.finishing.report import FinishReport
 from latephase.optimizer import HessianFree
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
 
-__all__ = ["CGStop", "Counts", "HessianFree", "Outcome", "StepRecord", "StepUndoneWarning", "batches"]
+__all__ = [
+    "CGStop",
+    "Counts",
+    "FinishReport",
+    "HessianFree",
+    "Outcome",
+    "StepRecord",
+    "StepUndoneWarning",
+    "batches",
+    "finish",
+]

@@ -12,7 +12,7 @@ from latephase.checks import positive_integer
 from latephase.optimizer import HessianFree
 from latephase.records import StepRecord
 from latephase.strategies.options import defaults, plain
-from latephase.strategies.strategy import Declaration, Family, Settings, Step, TooFewExamplesError, Trainer
+from latephase.strategies.strategy import Declaration, Family, Resumable, Settings, Step, TooFewExamplesError
 from latephase.strategies.style import Style
 from latephase.strategies.trainer import NetworkTrainer
 from latephase.tasks.batches import HFBatches, chunks, hessian_free
@@ -69,7 +69,7 @@ class HF:
         options = {name: plain(value) for name, value in {**OPTIONS, **self.options}.items()}
         return {**{name: getattr(self, name) for name in (*_SIZES, "same")}, **options}
 
-    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Resumable:
         """See `Strategy.start`."""
         optimizer = _make(task.parameter_groups(model), **self.options)
         draw = hessian_free(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from latephase.strategies.flat_objective import FlatObjective
 from latephase.strategies.limited_memory import LimitedMemory
-from latephase.strategies.strategy import Step, Trainer
+from latephase.strategies.strategy import Resumable, Step
 from latephase.strategies.style import Style
 from latephase.strategies.trainer import NetworkTrainer
 from latephase.tasks.split import Data
@@ -18,7 +18,7 @@ from latephase.tasks.task import Task
 class LBFGS(LimitedMemory):
     """PyTorch's L-BFGS, with a strong Wolfe line search; see `LimitedMemory`."""
 
-    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Resumable:
         """See `Strategy.start`."""
         objective = FlatObjective(task, model, data, self.batch, generator)
         # On one vector, because PyTorch's L-BFGS flattens gradients itself and cannot where they are channels last.

@@ -1,18 +1,17 @@
 """Stochastic weight averaging (Izmailov et al. 2018)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from latephase.checks import positive_integer
-from latephase.random_state import rng_state, set_rng_state
 from latephase.strategies.first_order import FirstOrder
-from latephase.strategies.strategy import Declaration, Family, Settings, Snapshot, Step, Trainer
+from latephase.strategies.statistics import renew_statistics
+from latephase.strategies.strategy import Declaration, Family, Resumable, Settings, Snapshot, Step, Strategy
 from latephase.strategies.style import Style
 from latephase.strategies.trainer import copied_state
 from latephase.tasks.split import Data
@@ -27,6 +26,8 @@ class SWA:
         name: What tables and figures call it.
         every: Steps between two iterates that enter the mean.
         lr: The learning rate; None for the task's α.
+        steps: What takes the steps instead of SGD at that rate.
+        most_batches: How many batches the statistics of batch normalisation are renewed with; None for all there are.
 
     >>> SWA(every=5).settings()
     {'every': 5, 'lr': None}
@@ -35,6 +36,8 @@ class SWA:
     name: str = "swa"
     every: int = 10
     lr: float | None = None
+    steps: Strategy | None = None
+    most_batches: int | None = None
     family: ClassVar[Family] = Family.AVERAGING
 
     def __post_init__(self) -> None:
@@ -42,26 +45,33 @@ class SWA:
 
     def settings(self) -> Settings:
         """See `Strategy.settings`."""
-        return {"every": self.every, "lr": self.lr}
+        others = {} if self.steps is None else {"steps": self.steps.settings(), "most_batches": self.most_batches}
+        return {"every": self.every, "lr": self.lr, **others}
 
-    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
+    def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Resumable:
         """See `Strategy.start`."""
-        sgd = FirstOrder(self.name, lr=self.lr).start(task, model, data, generator)
-        return _Averaging(sgd, model, AveragedModel(model), self.every, data.train.inputs, task.batch_size)
+        steps: Strategy = FirstOrder(self.name, lr=self.lr) if self.steps is None else self.steps
+        inner: Any = steps.start(task, model, data, generator)
+
+        def batches() -> Iterator[Tensor]:
+            starts = range(0, len(data.train), task.batch_size)
+            for start in starts if self.most_batches is None else starts[: self.most_batches]:
+                yield data.train.take(slice(start, start + task.batch_size)).inputs
+
+        return _Averaging(inner, model, AveragedModel(model), self.every, batches)
 
 
 @dataclass
 class _Averaging:
-    sgd: Trainer
+    inner: Resumable
     model: nn.Module
     mean: AveragedModel
     every: int
-    inputs: Tensor
-    batch: int
+    batches: Callable[[], Iterator[Tensor]]
     steps: int = 0
 
     def step(self, spent: float) -> Step:
-        taken = self.sgd.step(spent)
+        taken = self.inner.step(spent)
         self.steps += 1
         if self.steps % self.every == 0:
             self.mean.update_parameters(self.model)
@@ -70,17 +80,14 @@ class _Averaging:
     def judged(self) -> nn.Module:
         if self.steps < self.every:
             return self.model
-        device = self.inputs.device
-        rng = rng_state(device)  # dropout in the pass below is not to change the steps that follow
-        _renew_statistics(self.mean, self.inputs.split(self.batch))
-        set_rng_state(device, rng)
+        renew_statistics(self.mean, self.batches(), next(self.model.parameters()).device)
         return self.mean.module
 
     @property
     def _both(self) -> nn.Module:
         return nn.ModuleList([self.model, self.mean])
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> dict[str, Any]:
         return {"networks": copied_state(self._both), "steps": self.steps}
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -90,24 +97,12 @@ class _Averaging:
         self._both.load_state_dict(networks)
         self.steps = steps
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict(), **self.snapshot()}
 
-@torch.no_grad()
-def _renew_statistics(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Let batch normalisation forget its statistics and take the mean over the batches.
-
-    Unlike PyTorch's `update_bn` it leaves alone what is in evaluation mode, which is how layers are frozen.
-    """
-    renewed = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    if not renewed:
-        return
-    momenta = [layer.momentum for layer in renewed]
-    for layer in renewed:
-        layer.reset_running_stats()
-        layer.momentum = None  # which makes it a cumulative mean
-    for inputs in batches:
-        model(inputs)
-    for layer, momentum in zip(renewed, momenta, strict=True):
-        layer.momentum = momentum
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self.restore(state)
 
 
 def _build(name: str, task: Task, examples: int, *, every: int = 10, lr: float | None = None) -> SWA:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from latephase.tasks.split import Data, Split
 
@@ -119,4 +120,7 @@ def _augmented(data: Data, index: Tensor, generator: torch.Generator) -> Split:
 def _joined(first: Split, second: Split) -> Split:
     if len(second) == 0:
         return first
-    return Split(torch.cat([first.inputs, second.inputs]), torch.cat([first.targets, second.targets]))
+    joined = pytree.tree_map(
+        lambda one, other: torch.cat([one, other]), *((part.inputs, part.targets) for part in (first, second))
+    )
+    return Split(*joined)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class DataError(RuntimeError):
@@ -13,7 +14,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples: `inputs` and `targets`, tensors whose first dimension counts them.
+    """Examples: `inputs` and `targets`, tensors (or structures of tensors) whose first dimension counts them.
 
     For images, `inputs` are [N, C, H, W] (float32, normalised) and `targets` [N] (int64).
 
@@ -26,11 +27,12 @@ class Split:
     targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(pytree.tree_leaves(self.targets)[0])
 
     def take(self, index: Tensor | slice) -> "Split":
         """Return the examples at `index`."""
-        return Split(self.inputs[index], self.targets[index])
+        inputs, targets = pytree.tree_map(lambda leaf: leaf[index], (self.inputs, self.targets))
+        return Split(inputs, targets)
 
     def to(self, device: torch.device) -> "Split":
         """Return the same examples on `device`."""

@@ -1,0 +1,349 @@
+"""Several strategies race for one budget: a short trial for each, and the rest for the one that promises most.
+
+The race is itself what takes steps: whoever calls it owns clock and budget, and tells it which share is gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from latephase.finishing.candidates import Candidate, TooDearError
+from latephase.finishing.phase import Phase, Point
+from latephase.finishing.promise import Sample, promise
+from latephase.strategies.statistics import renew_statistics
+from latephase.strategies.strategy import Step
+from latephase.strategies.trainer import copied_state
+from latephase.tasks.split import Data
+from latephase.tasks.task import Task
+
+TRIALS = 0.1  # share of the budget for all trials of the beginning together
+FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share for which the trials may go on for that
+DEAREST = 4.0  # times a trial's length that one step may take
+REVIEW = 0.1  # share after which a strategy that has been chosen is compared with the others again
+JUDGED = 20  # times that a budget is looked at, besides trials
+STALLED = 1e-3  # relative progress in a review below which a strategy has come to its end
+RENEWED = 50  # batches with which batch normalisation's statistics are renewed before a network is judged
+
+
+@dataclass
+class Entry:
+    """A candidate in the race.
+
+    Attributes:
+        candidate: It.
+        samples: The share of the budget spent on it, and its score then; its beginning first.
+        most: How many gradients a step of it may cost.
+        kept: Where it stands, for when it goes on.
+        out: Why it is out of the race; empty while it is in.
+        stalled: Whether it has come to its end.
+    """
+
+    candidate: Candidate
+    samples: list[Sample] = field(default_factory=list)
+    most: float = math.inf
+    kept: dict[str, Any] | None = None
+    out: str = ""
+    stalled: bool = False
+
+    def expected(self, left: float, best: float) -> float:
+        """Return the score to expect of it with so much of the budget left; `best` is the best of all so far."""
+        if self.stalled:
+            return min(sample.score for sample in self.samples)
+        before = 0.0 if self.candidate.restarts else self.samples[-1].share
+        expected = promise(self.samples, before + left, self.candidate.growth)
+        if not self.rises(best):
+            return expected
+        last = self.samples[-1].score  # it will begin at the best state: the same gain from there
+        return expected * best / last if best > 0.0 else expected + best - last
+
+    def rises(self, best: float) -> bool:
+        """Whether another has come to a better state since, at which it will begin."""
+        return self.candidate.from_best and best < self.samples[-1].score
+
+
+class Race:
+    """See the module.
+
+    Args:
+        task: To train.
+        model: The network; steps change it.
+        data: To train on.
+        generator: Draws the batches.
+        candidates: The strategies, in the order in which they are tried.
+        judge: Scores a network, the lower the better.
+
+    Attributes:
+        phases: What has been done so far.
+        best_score: Of the best state so far.
+        best_state: Its state dict.
+        best_by: The candidate that it comes from; empty while it is the start.
+        over: Whether nothing is left to do.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        data: Data,
+        generator: torch.Generator,
+        candidates: Sequence[Candidate],
+        judge: Callable[[nn.Module], float],
+    ) -> None:
+        self._task, self._model, self._data, self._generator = task, model, data, generator
+        self._entries = {candidate.name: Entry(candidate) for candidate in candidates}
+        self._judge = judge
+        self._start = copied_state(model)
+        self._trainer: Any = None
+        self._base = 0.0  # share that had been spent on the candidate at work before this phase
+        self._last = 0.0  # share that its last step took
+        self._trials = [(c.name, share) for c in candidates for share in c.trials]
+        self.phases: list[Phase] = []
+        self.over = False
+        self.best_by = ""
+        self.best_state, self.best_score = self._start, judge(model)
+        self.start_score = self.best_score
+
+    # ------------------------------------------------------------------ steps
+
+    def step(self, spent: float) -> Step | None:
+        """Take one step of the strategy at work, or see to it that another one is.
+
+        Args:
+            spent: The share of the budget that is gone, judging included.
+
+        Returns:
+            What the step was; None if there was none.
+        """
+        if self._trainer is None:
+            self._next(spent)
+            return None
+        phase = self.phases[-1]
+        gone = (spent - phase.begin) / phase.length
+        if (gone >= 1.0 and not self._too_short(phase, spent)) or (phase.steps and spent + self._last > 1.0):
+            self._guarded(spent, lambda: self._end(phase, spent))
+            return None
+        step: Step | None = self._guarded(spent, lambda: self._trainer.step(gone))
+        return step
+
+    def took(self, step: Step, spent: float) -> bool:
+        """Count a step, and judge the network if it is time to.
+
+        Args:
+            step: What `step` returned.
+            spent: The share of the budget that is gone now.
+
+        Returns:
+            Whether the network has been judged.
+        """
+        phase = self.phases[-1]
+        self._last = max(0.0, spent - max(phase.end, phase.begin))
+        phase.steps, phase.gradients, phase.end = phase.steps + 1, phase.gradients + step.gradients, spent
+        if phase.trial and self._entry.candidate.restarts:
+            return False  # only its end says anything
+        since = spent - (phase.points[-1].share if phase.points else phase.begin)
+        if since < (phase.length / 2 if phase.trial else 1 / JUDGED):
+            return False
+        self._guarded(spent, lambda: self._look(phase, spent))
+        return True
+
+    def _too_short(self, phase: Phase, spent: float) -> bool:
+        """Whether a trial has had so few steps that it says little, and may go on."""
+        return phase.trial and phase.steps < FEWEST and spent < TRIALS + EXTENSION
+
+    @property
+    def _entry(self) -> Entry:
+        return self._entries[self.phases[-1].candidate]
+
+    def _guarded(self, spent: float, work: Callable[[], Any]) -> Any:
+        """Do what a candidate can fail in; that puts it out of the race. Once all have failed the error is raised."""
+        try:
+            return work()
+        except TooDearError as error:
+            self._drop(spent, f"not tried: {error}")
+        except Exception as error:
+            self._drop(spent, f"failed with {type(error).__name__}: {error}")
+            if all(entry.out for entry in self._entries.values()):  # then it is not the strategies' fault
+                raise
+        return None
+
+    def _drop(self, spent: float, why: str) -> None:
+        phase = self.phases[-1]
+        phase.end, phase.outcome = spent, why
+        self._entry.out = why
+        self._trainer = None
+
+    # ------------------------------------------------------------------ judging
+
+    def _look(self, phase: Phase, spent: float) -> None:
+        network = self._trainer.judged()
+        if network is self._model:  # a mean has renewed its own
+            renew_statistics(network, self._some_inputs(), self._device)
+        score = self._judge(network)
+        phase.points.append(Point(spent, score))
+        samples = self._entry.samples
+        samples.append(Sample(self._base + spent - phase.begin, score))
+        samples.sort(key=lambda sample: sample.share)  # those of a decay are of several lengths
+        if score < self.best_score:
+            self.best_score, self.best_by, self.best_state = score, phase.candidate, copied_state(network)
+        if not math.isfinite(score):
+            self._drop(spent, "diverged: its score is not finite")
+
+    def _some_inputs(self) -> Any:
+        size = self._task.batch_size
+        for start in range(0, min(len(self._data.train), RENEWED * size), size):
+            yield self._data.train.take(slice(start, start + size)).inputs
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    # ------------------------------------------------------------------ ends and beginnings
+
+    def _end(self, phase: Phase, spent: float) -> None:
+        """End a phase, or give it more of the budget where nothing promises more."""
+        if not phase.points or phase.points[-1].share < phase.end:
+            self._look(phase, spent)
+        entry, left = self._entry, 1.0 - spent
+        if entry.out:  # the look has seen that it has diverged
+            return
+        self.over = left <= self._last
+        phase.outcome = f"score {phase.points[-1].score:.6g}"
+        if entry.candidate.restarts:
+            self._trainer = None
+            return
+        if not phase.trial:
+            self._see_whether_stalled(phase, entry)
+        if not phase.trial and not self._trials and self._leader(left) is entry:
+            phase.length += min(left, REVIEW)
+            return
+        entry.kept = self._trainer.state_dict()
+        self._trainer = None
+
+    def _see_whether_stalled(self, phase: Phase, entry: Entry) -> None:
+        before = [s.score for s in entry.samples if s.share <= entry.samples[-1].share - 0.9 * REVIEW]
+        if not before or min(before) - min(s.score for s in entry.samples) >= STALLED * abs(min(before)):
+            return
+        entry.stalled = True
+        phase.outcome += ", and no progress any more"
+        others = [e for e in self._entries.values() if e is not entry and e.candidate.from_best and not e.out]
+        self._trials = [(e.candidate.name, e.candidate.trials[-1]) for e in others if not e.stalled]
+
+    def _next(self, spent: float) -> None:
+        """Begin the next trial, or go on with what promises most."""
+        first = all(phase.trial for phase in self.phases)
+        while self._trials:
+            name, share = self._trials.pop(0)
+            entry = self._entries[name]
+            if entry.out or (first and spent + share / 2 > TRIALS):
+                continue
+            self._begin_anew(entry, spent, share, trial=True, reason=self._origin(entry))
+            return
+        leader = self._leader(1.0 - spent)
+        if leader is None or spent >= 1.0:
+            self.over = True
+            return
+        reason, left = self._comparison(1.0 - spent), 1.0 - spent
+        if leader.candidate.restarts or leader.rises(self.best_score):
+            length = left if leader.candidate.restarts else min(left, REVIEW)
+            self._begin_anew(leader, spent, length, trial=False, reason=reason)
+        else:
+            self._begin_again(leader, spent, min(left, REVIEW), reason)
+
+    def _origin(self, entry: Entry) -> str:
+        if not entry.candidate.from_best or not self.best_by:
+            return "a trial from where the training stood"
+        return f"a trial from the best weights so far, which are those of {self.best_by}"
+
+    def _begin_anew(self, entry: Entry, spent: float, share: float, *, trial: bool, reason: str) -> None:
+        rate = self._rate()
+        self.phases.append(Phase(entry.candidate.name, trial, reason, spent, share, spent))
+        state, score = (self._start, self.start_score)
+        if entry.candidate.from_best:
+            state, score = self.best_state, self.best_score
+        if not entry.candidate.restarts or not entry.samples:
+            entry.samples = [Sample(0.0, score)]
+        entry.most = DEAREST * share * rate
+        self._base = self._last = 0.0
+
+        def begin() -> None:
+            self._model.load_state_dict(state)
+            self._trainer = self._built(entry)
+
+        self._guarded(spent, begin)
+
+    def _begin_again(self, entry: Entry, spent: float, share: float, reason: str) -> None:
+        self.phases.append(Phase(entry.candidate.name, False, reason, spent, share, spent))
+        self._base, self._last = entry.samples[-1].share, 0.0
+
+        def begin() -> None:
+            self._trainer = self._built(entry)
+            self._trainer.load_state_dict(entry.kept)
+
+        self._guarded(spent, begin)
+
+    def _rate(self) -> float:
+        """How many gradients can be had for all of the budget, as the last phase that took steps has it."""
+        worked = [phase for phase in self.phases if phase.steps and phase.end > phase.begin]
+        return worked[-1].gradients / (worked[-1].end - worked[-1].begin) if worked else math.inf
+
+    def _built(self, entry: Entry) -> Any:
+        strategy = entry.candidate.build(entry.most)
+        return strategy.start(self._task, self._model, self._data, self._generator)
+
+    # ------------------------------------------------------------------ the choice
+
+    def _tried(self) -> dict[str, Entry]:
+        return {name: e for name, e in self._entries.items() if len(e.samples) > 1 and not e.out}
+
+    def _leader(self, left: float) -> Entry | None:
+        return min(self._tried().values(), key=lambda entry: entry.expected(left, self.best_score), default=None)
+
+    def _comparison(self, left: float) -> str:
+        numbers = [f"{name} {entry.expected(left, self.best_score):.4g}" for name, entry in self._tried().items()]
+        return f"expected with the {left:.0%} of the budget that are left: {', '.join(numbers)}"
+
+    # ------------------------------------------------------------------ saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that later steps depend on, in tensors and what JSON holds, but for the random number streams."""
+        entries = {
+            name: {**vars(e), "candidate": name, "samples": [list(sample) for sample in e.samples]}
+            for name, e in self._entries.items()
+        }
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        return {
+            "entries": entries,
+            "numbers": numbers,
+            "trials": [list(trial) for trial in self._trials],
+            "phases": [phase.to_json() for phase in self.phases],
+            "start": self._start,
+            "best": self.best_state,
+            "trainer": None if self._trainer is None else self._trainer.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name, saved in state["entries"].items():
+            entry = self._entries[name]
+            samples = [Sample(*sample) for sample in saved["samples"]]
+            vars(entry).update({**saved, "candidate": entry.candidate, "samples": samples})
+        for name, value in state["numbers"].items():
+            setattr(self, name, value)
+        self._trials = [(name, share) for name, share in state["trials"]]
+        self.phases = [Phase.from_json(phase) for phase in state["phases"]]
+        self._start, self.best_state = state["start"], state["best"]
+        if state["trainer"] is not None:
+            self._model.load_state_dict(self._start)
+            self._trainer = self._built(self._entry)
+            self._trainer.load_state_dict(state["trainer"])
+        self._generator.set_state(state["generator"])
+
+
+_NUMBERS = ("_base", "_last", "over", "best_by", "best_score", "start_score")
