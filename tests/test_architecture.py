@@ -42,7 +42,7 @@ LAYERS = [
 # Likewise inside the study.
 STUDY = [
     ["__init__"],
-    ["command"],
+    ["command", "finish_command"],
     ["show"],
     ["analysis"],
     ["runs"],

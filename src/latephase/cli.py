@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from latephase.study.command import Command, EngineName
+from latephase.study.finish_command import FinishCommand
 from latephase.study.problems import PROBLEMS
 from latephase.study.runs.experiments import Place
 from latephase.study.show import tables
@@ -157,6 +158,37 @@ def study(
     command.resume([training], checkpoint, strategies, seeds, budget)
     command.report(out)
     command.leave()
+
+
+@app.command()
+def finish(
+    build: Annotated[
+        str,
+        typer.Argument(
+            help="`my_module.py:build`: a function that returns a dictionary of what `latephase.finish` takes: model, "
+            "loss_func, train_data, and as it pleases valid_data, optimizer, batch_size, …",
+            show_default=False,
+        ),
+    ],
+    budget: Annotated[
+        str, typer.Option(help="`90s`, `10min`, `2h`, or counted work, `300gradients`.", show_default=False)
+    ],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="File with the model's state dict, and the optimizer's if need be.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="File for the finished model's state dict.")] = "finished.pt",
+    out: Annotated[
+        str | None, typer.Option(help="Folder that keeps where the finish stands: the same command goes on there.")
+    ] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """End a training: try what helps for a small part of the budget, and spend the rest on that.
+
+    Writes the best state of the model to a file, and a report next to it.
+    """
+    command = FinishCommand(build, checkpoint, Path(to))
+    Console().print(str(command.run(budget, out=out, seed=seed, progress=not quiet)), highlight=False, soft_wrap=True)
 
 
 DEMO_STRATEGIES = "sgd_constant,sgd_tenth,sgd_cosine,hf_equal,hf_large"

@@ -100,4 +100,4 @@ def _value(result: object) -> float:
     loss = result[0] if isinstance(result, tuple) else result
     if not isinstance(loss, (float, int, torch.Tensor)):
         raise TypeError(f"a closure that judges must return a loss or (loss, outputs), not {type(loss).__name__}")
-    return float(loss)
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)

@@ -59,12 +59,12 @@ class Entry:
         expected = promise(self.samples, before + left, self.candidate.growth)
         if not self.rises(best):
             return expected
-        last = self.samples[-1].score  # it will begin at the best state: the same gain from there
-        return expected * best / last if best > 0.0 else expected + best - last
+        own = min(sample.score for sample in self.samples)  # it will begin at the best state: the same gain from there
+        return expected * best / own if best > 0.0 else expected + best - own
 
     def rises(self, best: float) -> bool:
         """Whether another has come to a better state since, at which it will begin."""
-        return self.candidate.from_best and best < self.samples[-1].score
+        return self.candidate.from_best and best < min(sample.score for sample in self.samples)
 
 
 class Race:
@@ -213,7 +213,7 @@ class Race:
         if entry.out:  # the look has seen that it has diverged
             return
         self.over = left <= self._last
-        phase.outcome = f"score {phase.points[-1].score:.6g}"
+        phase.outcome = f"score {min(point.score for point in phase.points):.6g}"
         if entry.candidate.restarts:
             self._trainer = None
             return
