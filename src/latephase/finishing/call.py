@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from latephase import checks
 from latephase.finishing.budget import Budget, Meter
-from latephase.finishing.candidates import Size, candidates, usable
+from latephase.finishing.candidates import STRATEGIES, Size, candidates, usable
 from latephase.finishing.data import examples
 from latephase.finishing.journal import Journal, random_from_plain, random_to_plain
 from latephase.finishing.judge import Judge, undisturbed
@@ -41,6 +41,7 @@ def finish(
     judge: str = "auto",
     optimizer: torch.optim.Optimizer | None = None,
     batch_size: int | None = None,
+    strategies: Iterable[str] = STRATEGIES,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callback] = (),
@@ -67,6 +68,8 @@ def finish(
         optimizer: The one that has trained the network so far: the decay and the averaging go on with its learning
             rate and moments. It is not changed. Default: Adam at 0.001, which knows nothing of the training.
         batch_size: Examples per gradient. Default: the loader's, or 128.
+        strategies: Names of those that may compete, of `"decay"`, `"averaging"`, `"l-bfgs"` and `"hessian-free"`. One
+            alone gets all of the budget.
         seed: For the batches and for dropout.
         out: A folder in which the finish keeps where it stands, and goes on from there when it is called again.
         callbacks: Called with the report so far whenever the network has been judged. What one raises ends the finish,
@@ -90,7 +93,8 @@ def finish(
     """
     given = Budget.parse(budget)
     meter = Meter(given)
-    _check(model, loss_func, judge, callbacks)
+    _check(model, loss_func, judge, callbacks := tuple(callbacks))
+    chosen = tuple(checks.choice("strategies", name, STRATEGIES) for name in strategies)
     device = next(p for p in model.parameters() if p.requires_grad).device
     random, modes = read_random_state(device), [(layer, layer.training) for layer in model.modules()]
     if not model.training:
@@ -98,7 +102,7 @@ def finish(
     seed_all(device, checks.non_negative_integer("seed", seed))
     try:
         setting = _setting(model, loss_func, train_data, valid_data, judge, optimizer, batch_size, device)
-        return _Finish(model, setting, given, meter, optimizer, seed, out, tuple(callbacks), device).run(progress)
+        return _Finish(model, setting, given, meter, optimizer, chosen, seed, out, callbacks, device).run(progress)
     finally:
         for layer, training in modes:
             layer.training = training
@@ -126,6 +130,7 @@ class _Finish:
         budget: Budget,
         meter: Meter,
         optimizer: torch.optim.Optimizer | None,
+        strategies: tuple[str, ...],
         seed: int,
         out: str | os.PathLike[str] | None,
         callbacks: tuple[Callback, ...],
@@ -133,14 +138,14 @@ class _Finish:
     ) -> None:
         self._model, self._budget, self._meter, self._device = model, budget, meter, device
         self._callbacks, self._remarks = callbacks, list(setting.remarks)
-        self._journal = Journal(out, _identity(model, setting, budget, seed))
+        self._journal = Journal(out, _identity(model, setting, budget, seed, strategies))
         saved = self._journal.read()
         looked_at = len(setting.judge.examples) if saved is None else saved["looked_at"]
         if budget.unit == "seconds" and saved is None:
             looked_at = setting.judge.affordable(budget.amount, model)
         self._judge = judge = setting.judge.on(looked_at, seed)
         generator = torch.Generator().manual_seed(seed)
-        entrants = candidates(setting.task, setting.size, optimizer)
+        entrants = [c for c in candidates(setting.task, setting.size, optimizer) if c.name in strategies]
         self._race = Race(setting.task, model, setting.data, generator, entrants, judge)
         if not torch.tensor(self._race.start_score).isfinite():
             raise ValueError(
@@ -284,11 +289,14 @@ def _check_optimizer(optimizer: object, model: nn.Module) -> None:
         )
 
 
-def _identity(model: nn.Module, setting: _Setting, budget: Budget, seed: int) -> dict[str, Any]:
+def _identity(
+    model: nn.Module, setting: _Setting, budget: Budget, seed: int, strategies: tuple[str, ...]
+) -> dict[str, Any]:
     """What must be the same for a finish to go on where another stopped."""
     return {
         "budget": str(budget),
         "seed": seed,
+        "strategies": list(strategies),
         "parameters": [[name, list(p.shape)] for name, p in model.named_parameters()],
         "number of examples": len(setting.data.train),
         "batch size": setting.task.batch_size,

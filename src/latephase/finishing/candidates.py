@@ -20,6 +20,8 @@ from latephase.strategies.swa import SWA
 from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.task import Task
 
+STRATEGIES = ("decay", "averaging", "l-bfgs", "hessian-free")
+
 ADAM_LR = 1e-3  # PyTorch's, where nobody says what has trained the network
 STATISTICS = 50  # batches with which batch normalisation's statistics are renewed
 PAPER_STEP = 6.0  # gradients of its batch that a step with the sizes below costs about

@@ -102,7 +102,8 @@ class Race:
         self._trainer: Any = None
         self._base = 0.0  # share that had been spent on the candidate at work before this phase
         self._last = 0.0  # share that its last step took
-        self._trials = [(c.name, share) for c in candidates for share in c.trials]
+        # Who has no rival needs no trial.
+        self._trials = [(c.name, share) for c in candidates for share in c.trials] if len(candidates) > 1 else []
         self.phases: list[Phase] = []
         self.over = False
         self.best_by = ""
@@ -244,11 +245,16 @@ class Race:
                 continue
             self._begin_anew(entry, spent, share, trial=True, reason=self._origin(entry))
             return
-        leader = self._leader(1.0 - spent)
-        if leader is None or spent >= 1.0:
+        left = 1.0 - spent
+        leader = self._leader(left)
+        untried = [entry for entry in self._entries.values() if not entry.samples and not entry.out]
+        if left <= 0.0 or (leader is None and not untried):
             self.over = True
             return
-        reason, left = self._comparison(1.0 - spent), 1.0 - spent
+        if leader is None:
+            self._begin_anew(untried[0], spent, left, trial=False, reason="the only one")
+            return
+        reason = self._comparison(left)
         if leader.candidate.restarts or leader.rises(self.best_score):
             length = left if leader.candidate.restarts else min(left, REVIEW)
             self._begin_anew(leader, spent, length, trial=False, reason=reason)

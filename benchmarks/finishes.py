@@ -1,0 +1,119 @@
+"""`latephase.finish` beside each of its strategies alone: the same call, budget and clock, from the same checkpoint.
+
+    python -m benchmarks.finishes --problem digits_cnn --budget 40s --seeds 5 --out finishes
+
+Half of a problem's test data are what states are compared by, the other half what the results are reported on; of
+equations it is the objective, and the error of the solution. A run that the store has is not made again.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import latephase
+from latephase.finishing.candidates import STRATEGIES
+from latephase.study.data import Data
+from latephase.study.problems import Problem, find_problem
+from latephase.study.runs.evaluation import evaluate
+from latephase.study.runs.training import Checkpoint, train
+
+SHOWN = ("test_loss", "test_metric", "train_loss")
+COMPETITORS = {"finish": STRATEGIES, **{name: (name,) for name in STRATEGIES}}
+
+
+def checkpoint(problem: Problem, data: Data, epochs: int, folder: Path) -> Path:
+    """Train once, and return the file of the last checkpoint."""
+    path = folder / f"{problem.name}-{epochs}.pt"
+    if not path.exists():
+        kept: list[Checkpoint] = []
+        train(problem, data, epochs=epochs, seed=0, progress=lambda *_: None, keep=lambda _, c: kept.append(c))
+        kept[-1].save(path)
+    return path
+
+
+def first_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer:
+    """The one that the training was by, without its memory."""
+    groups = problem.parameter_groups(model)
+    if problem.first_phase == "sgd_constant":
+        return torch.optim.SGD(groups, lr=problem.lr)
+    return torch.optim.Adam(groups, lr=1e-3)
+
+
+def run(problem: Problem, data: Data, start: Path, competitor: str, budget: str, seed: int) -> dict[str, object]:
+    """Finish once, and measure."""
+    saved = Checkpoint.load(start)
+    model = problem.build_model()
+    model.load_state_dict(saved.network)
+    optimizer = first_optimizer(problem, model)
+    optimizer.load_state_dict(saved.optimizer)
+    equation = not problem.metric.higher_is_better and "L2 error" in problem.metric.name
+    odd, even = (data.test.take(slice(first, None, 2)) for first in (1, 0))
+    begin = time.perf_counter()
+    report = latephase.finish(
+        model, problem.loss, (data.train.inputs, data.train.targets), budget=budget, optimizer=optimizer,
+        valid_data=None if equation else (even.inputs, even.targets), batch_size=problem.batch_size,
+        strategies=COMPETITORS[competitor], seed=seed, progress=False,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    quality = evaluate(problem, model, Data(data.train, data.test if equation else odd))
+    return {**vars(quality), "seconds": seconds, "best_by": report.best_by, "report": str(report)}
+
+
+def table(results: dict[str, dict[str, object]], problem: str, budget: str) -> str:
+    """Medians and spreads over the seeds."""
+    lines = [
+        f"| {problem}, {budget} | held-out loss | metric | train loss | seeds |",
+        "| :-- | --: | --: | --: | --: |",
+    ]
+    for competitor in COMPETITORS:
+        rows = [v for k, v in results.items() if k.split("/")[:3] == [problem, budget, competitor]]
+        if rows:
+            cells = [
+                _spread([float(str(row[key])) for row in rows]) for key in ("test_loss", "test_metric", "train_loss")
+            ]
+            lines.append(f"| {competitor} | {' | '.join(cells)} | {len(rows)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def main() -> None:
+    """Read the arguments, make the runs that are missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problem", required=True)
+    parser.add_argument("--budget", required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=None, help="of the training; by default the problem's")
+    parser.add_argument("--competitors", default=",".join(COMPETITORS))
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    problem = find_problem(options.problem)
+    if problem.cpu_threads is not None:
+        torch.set_num_threads(problem.cpu_threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    store = options.out / "results.json"
+    results = json.loads(store.read_text()) if store.exists() else {}
+    data = problem.load_data(options.data_dir)
+    start = checkpoint(problem, data, options.epochs or problem.epochs, options.out)
+    for seed in range(options.seeds):
+        for competitor in options.competitors.split(","):
+            key = f"{problem.name}/{options.budget}/{competitor}/{seed}"
+            if key not in results:
+                results[key] = run(problem, data, start, competitor, options.budget, seed)
+                part = store.with_suffix(".part")
+                part.write_text(json.dumps(results, indent=1))
+                part.replace(store)
+    sys.stdout.write(table(results, problem.name, options.budget) + "\n")
+
+
+if __name__ == "__main__":
+    main()
