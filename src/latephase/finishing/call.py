@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from latephase import checks
 from latephase.finishing.budget import Budget, Meter
-from latephase.finishing.candidates import STRATEGIES, Size, candidates, usable
+from latephase.finishing.candidates import STRATEGIES, Size, candidates, flops, usable
 from latephase.finishing.data import examples
 from latephase.finishing.journal import Journal, random_from_plain, random_to_plain
 from latephase.finishing.judge import Judge, undisturbed
@@ -145,7 +145,10 @@ class _Finish:
             looked_at = setting.judge.affordable(budget.amount, model)
         self._judge = judge = setting.judge.on(looked_at, seed)
         generator = torch.Generator().manual_seed(seed)
-        entrants = [c for c in candidates(setting.task, setting.size, optimizer) if c.name in strategies]
+        size = setting.size
+        if budget.unit == "seconds":
+            size = replace(size, flops=flops(budget.amount))
+        entrants = [c for c in candidates(setting.task, size, optimizer) if c.name in strategies]
         self._race = Race(setting.task, model, setting.data, generator, entrants, judge)
         if not torch.tensor(self._race.start_score).isfinite():
             raise ValueError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latephase.finishing.candidates import Candidate, TooDearError
+from latephase.finishing.candidates import Candidate, Means, TooDearError
 from latephase.finishing.phase import Phase, Point
 from latephase.finishing.promise import Sample, promise
 from latephase.strategies.statistics import renew_statistics
@@ -25,6 +25,7 @@ from latephase.tasks.task import Task
 TRIALS = 0.1  # share of the budget for all trials of the beginning together
 FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share for which the trials may go on for that
 DEAREST = 4.0  # times a trial's length that one step may take
+LATE = 0.06  # share that a step may take which was too dear for a trial, once it is known that such steps lead
 REVIEW = 0.1  # share after which a strategy that has been chosen is compared with the others again
 JUDGED = 20  # times that a budget is looked at, besides trials
 STALLED = 1e-3  # relative progress in a review below which a strategy has come to its end
@@ -38,16 +39,18 @@ class Entry:
     Attributes:
         candidate: It.
         samples: The share of the budget spent on it, and its score then; its beginning first.
-        most: How many gradients a step of it may cost.
+        means: What a step of it may cost.
         kept: Where it stands, for when it goes on.
+        price: The share of the budget that a step costs, where that was too much for a trial; 0 where it was not.
         out: Why it is out of the race; empty while it is in.
         stalled: Whether it has come to its end.
     """
 
     candidate: Candidate
     samples: list[Sample] = field(default_factory=list)
-    most: float = math.inf
+    means: Means = field(default_factory=lambda: Means(1.0, math.inf))
     kept: dict[str, Any] | None = None
+    price: float = 0.0
     out: str = ""
     stalled: bool = False
 
@@ -57,10 +60,7 @@ class Entry:
             return min(sample.score for sample in self.samples)
         before = 0.0 if self.candidate.restarts else self.samples[-1].share
         expected = promise(self.samples, before + left, self.candidate.growth)
-        if not self.rises(best):
-            return expected
-        own = min(sample.score for sample in self.samples)  # it will begin at the best state: the same gain from there
-        return expected * best / own if best > 0.0 else expected + best - own
+        return min(expected, best) if self.candidate.from_best else expected  # it begins at the best state
 
     def rises(self, best: float) -> bool:
         """Whether another has come to a better state since, at which it will begin."""
@@ -167,6 +167,7 @@ class Race:
             return work()
         except TooDearError as error:
             self._drop(spent, f"not tried: {error}")
+            self._entry.price = error.share
         except Exception as error:
             self._drop(spent, f"failed with {type(error).__name__}: {error}")
             if all(entry.out for entry in self._entries.values()):  # then it is not the strategies' fault
@@ -220,6 +221,7 @@ class Race:
             return
         if not phase.trial:
             self._see_whether_stalled(phase, entry)
+            self._see_who_can_be_tried(entry)
         if not phase.trial and not self._trials and self._leader(left) is entry:
             phase.length += min(left, REVIEW)
             return
@@ -234,6 +236,16 @@ class Race:
         phase.outcome += ", and no progress any more"
         others = [e for e in self._entries.values() if e is not entry and e.candidate.from_best and not e.out]
         self._trials = [(e.candidate.name, e.candidate.trials[-1]) for e in others if not e.stalled]
+
+    def _see_who_can_be_tried(self, leader: Entry) -> None:
+        """Where second-order steps lead, others that had no trial or only one step in it are worth a longer one."""
+        if not leader.candidate.from_best:
+            return
+        for entry in self._entries.values():
+            short = entry.candidate.from_best and entry is not leader and len(entry.samples) == 2 and not entry.out
+            if (entry.price and entry.price <= LATE) or short:
+                entry.price, entry.out = 0.0, ""
+                self._trials.append((entry.candidate.name, LATE))
 
     def _next(self, spent: float) -> None:
         """Begin the next trial, or go on with what promises most."""
@@ -274,7 +286,7 @@ class Race:
             state, score = self.best_state, self.best_score
         if not entry.candidate.restarts or not entry.samples:
             entry.samples = [Sample(0.0, score)]
-        entry.most = DEAREST * share * rate
+        entry.means = Means(min(DEAREST * share if trial else share, 1.0), rate)
         self._base = self._last = 0.0
 
         def begin() -> None:
@@ -299,7 +311,7 @@ class Race:
         return worked[-1].gradients / (worked[-1].end - worked[-1].begin) if worked else math.inf
 
     def _built(self, entry: Entry) -> Any:
-        strategy = entry.candidate.build(entry.most)
+        strategy = entry.candidate.build(entry.means)
         return strategy.start(self._task, self._model, self._data, self._generator)
 
     # ------------------------------------------------------------------ the choice
@@ -319,7 +331,7 @@ class Race:
     def state_dict(self) -> dict[str, Any]:
         """Return all that later steps depend on, in tensors and what JSON holds, but for the random number streams."""
         entries = {
-            name: {**vars(e), "candidate": name, "samples": [list(sample) for sample in e.samples]}
+            name: {**vars(e), "candidate": name, "samples": [[*sample] for sample in e.samples], "means": [*e.means]}
             for name, e in self._entries.items()
         }
         numbers = {name: getattr(self, name) for name in _NUMBERS}
@@ -338,8 +350,8 @@ class Race:
         """Go on from there."""
         for name, saved in state["entries"].items():
             entry = self._entries[name]
-            samples = [Sample(*sample) for sample in saved["samples"]]
-            vars(entry).update({**saved, "candidate": entry.candidate, "samples": samples})
+            plain = {"candidate": entry.candidate, "samples": [Sample(*sample) for sample in saved["samples"]]}
+            vars(entry).update({**saved, **plain, "means": Means(*saved["means"])})
         for name, value in state["numbers"].items():
             setattr(self, name, value)
         self._trials = [(name, share) for name, share in state["trials"]]
