@@ -94,7 +94,7 @@ def finish(
     given = Budget.parse(budget)
     meter = Meter(given)
     _check(model, loss_func, judge, callbacks := tuple(callbacks))
-    chosen = tuple(checks.choice("strategies", name, STRATEGIES) for name in strategies)
+    chosen = _checked_strategies(strategies)
     device = next(p for p in model.parameters() if p.requires_grad).device
     random, modes = read_random_state(device), [(layer, layer.training) for layer in model.modules()]
     if not model.training:
@@ -200,6 +200,8 @@ class _Finish:
     def _report(self) -> FinishReport:
         race = self._race
         lost = [f"where it stood could not be written: {self._journal.lost}"] if self._journal.lost else []
+        if race.ended_early:
+            lost.append("nothing promised to be better than the best state, so the rest of the budget was not spent")
         return FinishReport(
             budget=self._budget,
             judged_by=self._judge.name,
@@ -229,6 +231,13 @@ def _check(model: object, loss_func: Any, judge: str, callbacks: Iterable[Callba
     checks.choice("judge", judge, ["auto", "valid", "objective"])
     for callback in callbacks:
         checks.function("callbacks", callback)
+
+
+def _checked_strategies(strategies: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(checks.choice("strategies", name, STRATEGIES) for name in strategies)
+    if not chosen:
+        raise ValueError(f"strategies must name at least one of {', '.join(STRATEGIES)}")
+    return chosen
 
 
 def _setting(

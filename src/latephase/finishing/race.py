@@ -84,6 +84,7 @@ class Race:
         best_state: Its state dict.
         best_by: The candidate that it comes from; empty while it is the start.
         over: Whether nothing is left to do.
+        ended_early: Whether it is because nothing promised anything any more.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Race:
         # Who has no rival needs no trial.
         self._trials = [(c.name, share) for c in candidates for share in c.trials] if len(candidates) > 1 else []
         self.phases: list[Phase] = []
-        self.over = False
+        self.over = self.ended_early = False
         self.best_by = ""
         self.best_state, self.best_score = self._start, judge(model)
         self.start_score = self.best_score
@@ -235,7 +236,8 @@ class Race:
         entry.stalled = True
         phase.outcome += ", and no progress any more"
         others = [e for e in self._entries.values() if e is not entry and e.candidate.from_best and not e.out]
-        self._trials = [(e.candidate.name, e.candidate.trials[-1]) for e in others if not e.stalled]
+        # From the same state as before they would come to the same.
+        self._trials = [(e.candidate.name, e.candidate.trials[-1]) for e in others if e.rises(self.best_score)]
 
     def _see_who_can_be_tried(self, leader: Entry) -> None:
         """Where second-order steps lead, others that had no trial or only one step in it are worth a longer one."""
@@ -265,6 +267,9 @@ class Race:
             return
         if leader is None:
             self._begin_anew(untried[0], spent, left, trial=False, reason="the only one")
+            return
+        if not first and leader.expected(left, self.best_score) >= self.best_score:
+            self.over = self.ended_early = True
             return
         reason = self._comparison(left)
         if leader.candidate.restarts or leader.rises(self.best_score):
@@ -364,4 +369,4 @@ class Race:
         self._generator.set_state(state["generator"])
 
 
-_NUMBERS = ("_base", "_last", "over", "best_by", "best_score", "start_score")
+_NUMBERS = ("_base", "_last", "over", "ended_early", "best_by", "best_score", "start_score")
