@@ -6,6 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from tests.curvature.networks import closure, forget_choices, network
 
 from latephase.curvature import ggn, hessian
+from latephase.curvature.ggn import HELD_PRODUCTS
 from latephase.parts.conjugate_gradients import cg
 
 
@@ -87,7 +88,8 @@ def test_conjugate_gradients_wait_for_the_device_once_every_few_iterations(monke
 def test_products_do_not_wait_for_the_device(monkeypatch):
     model, v = network(), torch.randn(67, dtype=torch.float64)
     operator = ggn(closure(model), model.parameters())
-    operator @ v
+    for _ in range(HELD_PRODUCTS):
+        operator @ v
     for name in ("tolist", "item", "__float__", "__bool__"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a product read a value"))
     operator @ v

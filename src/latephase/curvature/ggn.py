@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from latephase.curvature.point import Point
 from latephase.curvature.verify import (
     COTANGENT,
     DIRECTION,
+    agree_closely,
     check,
     check_loss_hessian,
     check_transposed,
@@ -30,6 +32,10 @@ from latephase.curvature.verify import (
     norm,
     rounding,
 )
+
+# Products at a point that are held against the gradient; each waits for the device. After a warm start the first is of
+# the last step's solution and the second of the residual, and one shows what the other is blind to.
+HELD_PRODUCTS = 2
 
 
 class GGN(CurvatureOperator[Factors]):
@@ -73,6 +79,7 @@ class GGN(CurvatureOperator[Factors]):
             )
         self._closed_form = closed_form(point.loss_call, point.outputs[0].detach())
         super().__init__(point, options)
+        self._held_in_full: Factors | None = None
 
     @classmethod
     def ladder(cls) -> Ladder[Factors]:
@@ -81,15 +88,18 @@ class GGN(CurvatureOperator[Factors]):
 
     def _product(self, v: list[Tensor]) -> list[Tensor]:
         Jv = self._engine.jvp(v)
-        if not self._products.laps:
-            self._hold_against_gradient(v, Jv)
-        return self._engine.vjp(self._hvp(Jv))
+        HJv = self._hvp(Jv)
+        Cv = self._engine.vjp(HJv)
+        if self._products.laps < HELD_PRODUCTS:
+            self._hold_against_gradient(v, Jv, HJv, Cv)
+        return Cv
 
     def _hvp(self, w: list[Tensor]) -> list[Tensor]:
         return self._engine.hvp(w) if self._closed_form is None else [self._closed_form(w[0])]
 
     def roots(self) -> Roots:
-        """Return √H, block by block; see `factor.roots`."""
+        """Return √H, block by block; see `factor.roots`. There may be no product to hold against the gradient."""
+        self._surely(self._hold_in_full)
         return roots(self._hvp, [z.detach() for z in self._point.outputs])
 
     def rows(self, root: Roots) -> tuple[Tensor, Tensor]:
@@ -129,14 +139,36 @@ class GGN(CurvatureOperator[Factors]):
         there = outputs_at(self._point, [q.detach() + s for q, s in zip(self._point.leaves, step, strict=True)])
         return [after - z.detach() for after, z in zip(there, self._point.outputs, strict=True)]
 
-    def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor]) -> None:
-        """At every point's first product: ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩."""
-        g = self._point.gradient_pieces
-        if g is None or Remark.PAST_OUTPUTS in self._choice.remarks:
+    @property
+    def _gradient(self) -> list[Tensor | None] | None:
+        """What Jᵀ(∂loss/∂outputs) must be, as reverse differentiation of the closure found it; None if unknown."""
+        return None if Remark.PAST_OUTPUTS in self._choice.remarks else self._point.gradient_pieces
+
+    def _hold_against_gradient(self, v: list[Tensor], Jv: list[Tensor], HJv: list[Tensor], Cv: list[Tensor]) -> None:
+        """Hold a product against the gradient g without a pass over the network.
+
+        ⟨∂loss/∂outputs, Jv⟩ is the loss's derivative along v, which is ⟨g, v⟩; and ⟨HJv, Jv⟩ is ⟨v, JᵀHJv⟩. In inner
+        products rounding averages out, so these agree much more closely than vectors do. Where they do not, v may be
+        orthogonal to g, or the engine wrong: then all entries of the gradient tell.
+        """
+        g, slopes, gain = self._gradient, self._engine.slopes, self._choice.gain
+        if g is None:
             return
-        size = norm(v) * (norm(g) + self._choice.gain * norm(self._engine.slopes))
-        along = [inner(self._engine.slopes, Jv)], [inner(g, v)]
-        check(self._point, "the derivative along v", *along, _tolerance(self._choice.options), cancelled=size)
+        point, tolerance = self._point, _tolerance(self._choice.options)
+        forward, reverse = [inner(slopes, Jv), inner(HJv, Jv)], [inner(g, v), inner(Cv, v)]
+        if agree_closely(point, forward, reverse, tolerance):
+            return
+        self._hold_in_full()
+        sizes = norm(v) * (norm(g) + gain * norm(slopes)), norm(v) * gain * norm(HJv)
+        for name, mine, theirs, size in zip(("the derivative along v", "vᵀCv"), forward, reverse, sizes, strict=True):
+            check(point, name, [mine], [theirs], tolerance, cancelled=size)
+
+    def _hold_in_full(self) -> None:
+        """Hold Jᵀ(∂loss/∂outputs) against the gradient, for the price of a backward pass; once for an engine."""
+        if self._gradient is None or self._engine.needs_graph or self._engine is self._held_in_full:
+            return
+        _check_slopes(self._engine, self._point, self._choice, self._gradient)
+        self._held_in_full = self._engine
 
     def _details(self) -> str:
         by = "automatic differentiation" if self._closed_form is None else "closed form"
@@ -160,13 +192,15 @@ def _check(engine: Factors, point: Point, options: Options) -> Verdict:
 
 
 def _check_again(engine: Factors, point: Point, choice: Choice[Factors]) -> None:
-    """Hold an engine of a remembered program against the gradient, which is computed afresh at every point."""
-    if engine.needs_graph or point.gradient_pieces is None:
-        return
+    """Nothing if the gradient is Jᵀ(∂loss/∂outputs), as products will be held against it; else ask the graph."""
     past = Remark.PAST_OUTPUTS in choice.remarks
-    theirs = point.pull_back(engine.slopes) if past else point.gradient_pieces
+    if past and not engine.needs_graph and point.gradient_pieces is not None:
+        _check_slopes(engine, point, choice, point.pull_back(engine.slopes))
+
+
+def _check_slopes(engine: Factors, point: Point, choice: Choice[Factors], theirs: Sequence[Tensor | None]) -> None:
     cancelled = choice.gain * norm(engine.slopes)
-    check(point, "the gradient", engine.vjp(engine.slopes), theirs, _tolerance(choice.options), cancelled)
+    check(point, "Jᵀ∂loss/∂outputs", engine.vjp(engine.slopes), theirs, _tolerance(choice.options), cancelled)
 
 
 def _tolerance(options: Options) -> float:

@@ -148,7 +148,7 @@ class Ladder(Generic[E]):
         rungs: The rungs, the best first.
         check: Raises an error unless an engine is right at a point, where its program is used for the first time;
             returns what there is to say of it.
-        check_again: Raises an error unless an engine is right at a later point.
+        check_again: Raises an error if an engine is seen to be wrong at a later point, before its first product.
     """
 
     def __init__(
@@ -176,19 +176,25 @@ class Ladder(Generic[E]):
         """
         key = (self, _key(point, options))
         choice: Choice[E] | None = _choices.get(key)
-        failures: dict[str, str] = {}
-        if choice is not None:
-            _choices.move_to_end(key)
-            try:
-                engine = choice.engine_at(point)
-                self.check_again(engine, point, choice)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                failures[f"{choice.name}, as remembered"] = said(error)
-            else:
-                return engine, choice
-        return self._chosen(point, options, self.rungs, failures)
+        if choice is None:
+            return self._chosen(point, options, self.rungs, {})
+        _choices.move_to_end(key)
+        try:
+            engine = choice.engine_at(point)
+            self.check_again(engine, point, choice)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return self.choose_anew(point, options, choice, error)
+        return engine, choice
+
+    def choose_anew(self, point: Point, options: Options, choice: Choice[E], error: Exception) -> tuple[E, Choice[E]]:
+        """Return an engine by the best rung that works, where what `choice` remembers is seen to be wrong.
+
+        Raises:
+            CurvatureError: If there is none.
+        """
+        return self._chosen(point, options, self.rungs, {f"{choice.name}, as remembered": said(error)})
 
     def step_down(self, point: Point, options: Options, choice: Choice[E], error: Exception) -> tuple[E, Choice[E]]:
         """Return an engine by a rung below that of `choice`, which failed at a product.

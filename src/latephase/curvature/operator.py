@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from latephase.curvature.engines.engine import StaleOperatorError
 from latephase.curvature.ladder import E, Ladder
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Point
+from latephase.curvature.verify import DisagreementError
 
+T = TypeVar("T")
 Mark = float | torch.cuda.Event
 
 
@@ -38,6 +40,7 @@ class CurvatureOperator(ABC, Generic[E]):
         with self._setup.lap():
             self._engine, self._choice = self.ladder().climb(point, options)
         self.needs_graph: bool = self._engine.needs_graph
+        self._made_anew = False
 
     @classmethod
     @abstractmethod
@@ -86,18 +89,34 @@ class CurvatureOperator(ABC, Generic[E]):
         if v.dim() == 2:
             return torch.stack([self @ column for column in v.unbind(1)], dim=1)
         with self._products.lap():
-            return self._parameters.join(self._surely(self._parameters.split(v)))
+            pieces = self._parameters.split(v)
+            return self._parameters.join(self._surely(lambda: self._product(pieces)))
 
-    def _surely(self, v: list[Tensor]) -> list[Tensor]:
-        """A product; by a lower rung if an engine that passed its checks fails now."""
-        try:
-            return self._product(v)
-        except (StaleOperatorError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            self._engine, self._choice = self.ladder().step_down(self._point, self._options, self._choice, error)
-            self.needs_graph = self._engine.needs_graph
-            return self._product(v)
+    def _surely(self, work: Callable[[], T]) -> T:
+        """Return what `work` does with the engine; with another one if it fails, or is seen to be wrong, only now.
+
+        Raises:
+            CurvatureError: If no engine is left.
+            StaleOperatorError: If the parameters have changed.
+            OutOfMemoryError: If there is no memory, which no other engine would mend.
+        """
+        while True:
+            try:
+                return work()
+            except (StaleOperatorError, torch.OutOfMemoryError):  # noqa: PERF203 — a handful of rungs
+                raise
+            except Exception as error:
+                self._replace_engine(error)
+
+    def _replace_engine(self, error: Exception) -> None:
+        """Take what was made at another point, and is wrong at this one, anew, once; else a lower rung."""
+        anew = isinstance(error, DisagreementError) and not self._made_anew
+        self._made_anew |= anew
+        other = self.ladder().choose_anew if anew else self.ladder().step_down
+        self._engine, self._choice = other(self._point, self._options, self._choice, error)
+        self.needs_graph = self._engine.needs_graph
+        if not self.needs_graph:
+            self._point.drop_graph()
 
     @abstractmethod
     def _product(self, v: list[Tensor]) -> list[Tensor]:

@@ -52,6 +52,16 @@ def check(
         raise DisagreementError(f"two computations of {name} differ by {error:.1e}, where the norm is {size:.1e}")
 
 
+def agree_closely(point: Point, mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 0.0) -> bool:
+    """Return whether scalars agree relative to each one's own size, halfway between rounding and what `check` allows.
+
+    Where one is zero, or not finite, it says nothing, and they do not.
+    """
+    one, other = torch.stack(list(mine)), torch.stack(list(theirs))
+    close = max(tolerance, rounding(point)) ** 1.5
+    return bool(((one - other).abs() < close * other.abs()).all())
+
+
 def difference_and_norm(mine: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> tuple[float, float]:
     """Return ‖mine − theirs‖ and ‖theirs‖; None is zero."""
     parts = []
