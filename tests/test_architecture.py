@@ -35,7 +35,7 @@ LAYERS = [
     ["parameters"],
     ["watching"],
     ["random_state"],
-    ["failures"],
+    ["failures", "stalling"],
     ["checks", "vectors"],
     ["records"],
 ]

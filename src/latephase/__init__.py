@@ -5,6 +5,7 @@ from latephase.finishing.call import finish
 from latephase.finishing.report import FinishReport
 from latephase.optimizer import HessianFree
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
+from latephase.stalling.detector import StallDetector
 
 __all__ = [
     "CGStop",
@@ -12,6 +13,7 @@ __all__ = [
     "FinishReport",
     "HessianFree",
     "Outcome",
+    "StallDetector",
     "StepRecord",
     "StepUndoneWarning",
     "batches",

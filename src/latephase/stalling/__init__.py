@@ -1,0 +1,1 @@
+"""When has training at a constant rate stopped making progress? One statistic per file."""
