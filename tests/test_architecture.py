@@ -174,9 +174,17 @@ def test_records_import_nothing_of_the_package() -> None:
     assert not [name for name in imports(MODULES["records"]) if name.partition(".")[0] == "torch"]
 
 
+# What is imported only where it is asked for, and done without where it is missing.
+OPTIONAL = {
+    "finishing.picture": ["matplotlib"],
+    "finishing.progress": ["rich"],
+    "finishing.report": ["matplotlib"],
+}
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if layer(m) not in ("study", "cli")])
 def test_the_optimizer_needs_torch_alone(module: str) -> None:
-    allowed = {*sys.stdlib_module_names, "torch", "latephase"}
+    allowed = {*sys.stdlib_module_names, "torch", "latephase", *OPTIONAL.get(module, ())}
     assert {name.partition(".")[0] for name in imports(MODULES[module])} <= allowed
 
 

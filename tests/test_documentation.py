@@ -21,11 +21,11 @@ SOURCES = sorted(Path(latephase.__file__).parent.rglob("*.py"))
 
 # What docs/study.md names for use from Python.
 STUDY = {
-    "analysis.results": ["Results", "load_results"],
-    "data": ["Data", "Split"],
-    "problems": ["Metric", "Problem", "find_problem"],
-    "runs.records": ["LateRun", "Training"],
-    "runs.store": ["Store"],
+    "study.analysis.results": ["Results", "load_results"],
+    "study.data": ["Data", "Split"],
+    "study.problems": ["Metric", "Problem", "find_problem"],
+    "study.runs.records": ["LateRun", "Training"],
+    "study.runs.store": ["Store"],
     "strategies.hf": ["HF"],
     "strategies.strategy": ["Family", "Strategy", "Trainer"],
     "strategies.swa": ["SWA"],
@@ -37,7 +37,7 @@ def public_names() -> Iterator[tuple[str, str]]:
     for module in (latephase, latephase.curvature, latephase.parts):
         yield from ((module.__name__, name) for name in module.__all__)
     for place, names in STUDY.items():
-        yield from ((f"latephase.study.{place}", name) for name in names)
+        yield from ((f"latephase.{place}", name) for name in names)
 
 
 @pytest.mark.parametrize(("module", "name"), list(public_names()))

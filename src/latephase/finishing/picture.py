@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-if TYPE_CHECKING:
-    from latephase.finishing.report import FinishReport
+from latephase.finishing.budget import Budget
+from latephase.finishing.phase import Phase
 
 COLOURS = {"decay": "#0072b2", "averaging": "#857600", "hessian-free": "#d55e00", "l-bfgs": "#00946c"}
 
 
-def picture(report: FinishReport) -> Figure:
+def picture(phases: Sequence[Phase], budget: Budget, judged_by: str, before: float, best: float) -> Figure:
     """Return the scores over the budget: a line for each time that a strategy was at work, trials thin."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     named: set[str] = set()
-    for phase in report.phases:
+    for phase in phases:
         points = [point for point in phase.points if point.score == point.score]
         if not points:
             continue
@@ -28,13 +28,13 @@ def picture(report: FinishReport) -> Figure:
         shares, scores = [point.share for point in points], [point.score for point in points]
         colour = COLOURS.get(phase.candidate, "#6b6b6b")
         axes.plot(shares, scores, color=colour, marker="o", markersize=3, label=label, linewidth=width)
-    axes.axhline(report.score_before, color="#6b6b6b", linewidth=1, linestyle=":", label="as given")
-    axes.axhline(report.score, color="black", linewidth=1, linestyle="--", label="best")
-    every = [point.score for phase in report.phases for point in phase.points] + [report.score_before]
+    axes.axhline(before, color="#6b6b6b", linewidth=1, linestyle=":", label="as given")
+    axes.axhline(best, color="black", linewidth=1, linestyle="--", label="best")
+    every = [point.score for phase in phases for point in phase.points] + [before]
     if min(every) > 0 and max(every) > 10 * min(every):
         axes.set_yscale("log")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set(xlabel=f"share of the budget ({report.budget})", ylabel=report.judged_by, xlim=(0, 1))
+    axes.set(xlabel=f"share of the budget ({budget})", ylabel=judged_by, xlim=(0, 1))
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.legend(frameon=False)
     return figure

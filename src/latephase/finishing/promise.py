@@ -40,8 +40,8 @@ def promise(samples: Sequence[Sample], share: float, growth: Growth) -> float:
         growth: How gains grow.
 
     >>> halving = [Sample(0.0, 8.0), Sample(0.01, 4.0), Sample(0.02, 2.0)]
-    >>> promise(halving, 0.08, Growth.POWER), promise(halving, 1.0, Growth.AVERAGE)
-    (0.5, 1.0)
+    >>> round(promise(halving, 0.08, Growth.POWER), 6), round(promise(halving, 0.04, Growth.AVERAGE), 6)
+    (0.5, 1.414214)
     """
     finite = [sample for sample in samples if math.isfinite(sample.score)]
     best = min((sample.score for sample in finite), default=math.inf)

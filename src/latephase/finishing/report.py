@@ -33,6 +33,12 @@ class FinishReport:
         gradients: Work in all, in gradients on a batch, evaluations not counted.
         remarks: What else is worth knowing.
         state: The best state, a state dict of the network.
+
+    >>> trial = Phase("decay", True, "a trial", begin=0.0, length=0.01, end=0.01, steps=3, outcome="score 0.5")
+    >>> report = FinishReport(Budget.parse("300gradients"), "objective", 1.0, 0.5, "decay", (trial,), 0.1, 3.0)
+    >>> print(report)
+    finish: objective 1 -> 0.5 (by decay), 0.1 s and 3 gradients of 300 gradients
+        0% tried  decay              3 steps  score 0.5
     """
 
     budget: Budget
@@ -85,7 +91,7 @@ class FinishReport:
             from latephase.finishing.picture import picture
         except ImportError as error:
             raise ImportError("plot needs Matplotlib: pip install 'latephase[study]'") from error
-        return picture(self)
+        return picture(self.phases, self.budget, self.judged_by, self.score_before, self.score)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """Return the report as one page that needs nothing else, and write it to `path` if there is one."""
