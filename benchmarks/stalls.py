@@ -147,11 +147,14 @@ def digits(rate: float, epochs: int, seed: int) -> tuple[Series, float]:
 
     The excess is over 0.0159, the lowest objective that the README knows of, in multiples of its mean in the last
     tenth.
+
+    Returns:
+        What the detectors see, and the seconds.
     """
     torch.manual_seed(seed)
     data, model = DIGITS_CNN.load_data(None).train, DIGITS_CNN.build_model()
     optimizer = torch.optim.SGD(DIGITS_CNN.parameter_groups(model), lr=rate)  # type: ignore[arg-type]
-    reading, rows, curve = StallDetector(("stationarity", "pflug"))._reading, [], []  # noqa: SLF001
+    reading, rows, curve = StallDetector(("stationarity", "pflug"))._reading, [], []
     start = time.perf_counter()
     for _ in range(epochs):
         for index in torch.randperm(len(data)).split(DIGITS_CNN.batch_size):
@@ -165,7 +168,9 @@ def digits(rate: float, epochs: int, seed: int) -> tuple[Series, float]:
             decay = sum(g["weight_decay"] * p.square().sum() for g in optimizer.param_groups for p in g["params"]) / 2.0
             curve.append(float(DIGITS_CNN.loss(model(data.inputs), data.targets) + decay))
     seconds = (time.perf_counter() - start) / len(rows)
-    columns = (torch.tensor([0.0 if v is None else v for v in c]).double()[:, None] for c in zip(*rows[1:], strict=True))
+    columns = (
+        torch.tensor([0.0 if v is None else v for v in c]).double()[:, None] for c in zip(*rows[1:], strict=True)
+    )
     excess = smooth(torch.tensor(curve, dtype=torch.float64) - 0.0159, 10)
     excess = (excess / excess[-epochs // 10 :].mean()).repeat_interleave(len(rows) // epochs)[1:]
     return Series(f"digits_cnn, rate {rate:g}, seed {seed}", *columns, excess, len(rows) // epochs), seconds
@@ -193,7 +198,7 @@ def ours(**settings: Any) -> Callable[[Series, int], int | None]:
         detector = StallDetector(**settings)
         losses = series.loss[:, run].tolist()
         rows = zip(*(column[:, run].tolist() for column in series.columns()), strict=True)
-        detector._reading = Recorded(Sample(*row) for row in rows)  # type: ignore[assignment]  # noqa: SLF001
+        detector._reading = Recorded(Sample(*row) for row in rows)  # type: ignore[assignment]
         stand_in: Any = object()
         return next((step for step, loss in enumerate(losses, 1) if detector.update(loss, stand_in)), None)
 

@@ -35,7 +35,7 @@ LAYERS = [
     ["parameters"],
     ["watching"],
     ["random_state"],
-    ["failures", "stalling"],
+    ["failures", "stalling", "switching"],
     ["checks", "vectors"],
     ["records"],
 ]

@@ -6,6 +6,7 @@ from latephase.finishing.report import FinishReport
 from latephase.optimizer import HessianFree
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
 from latephase.stalling.detector import StallDetector
+from latephase.switching.switch import PhaseSwitch
 
 __all__ = [
     "CGStop",
@@ -13,6 +14,7 @@ __all__ = [
     "FinishReport",
     "HessianFree",
     "Outcome",
+    "PhaseSwitch",
     "StallDetector",
     "StepRecord",
     "StepUndoneWarning",

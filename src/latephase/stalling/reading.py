@@ -76,5 +76,9 @@ class Reading:
 def _flat(tensors: list[Tensor]) -> Tensor:
     """One vector of all entries, in float32 or the larger type that the first has, on its device."""
     first = tensors[0]
-    like = torch.empty(0, dtype=torch.promote_types(torch.float32, first.real.dtype if first.is_complex() else first.dtype), device=first.device)
+    like = torch.empty(
+        0,
+        dtype=torch.promote_types(torch.float32, first.real.dtype if first.is_complex() else first.dtype),
+        device=first.device,
+    )
     return torch.cat([(torch.view_as_real(t) if t.is_complex() else t).detach().reshape(-1).to(like) for t in tensors])

@@ -1,0 +1,1 @@
+"""Two phases of a training as one optimizer."""
