@@ -218,7 +218,10 @@ def plateau(series: Series, run: int) -> int | None:
 
 
 def sasa_plus(series: Series, run: int) -> int | None:
-    """SASA+ as published: the last eighth, at least 1,000 samples, every 100 steps, 95 %, √n batches of √n samples."""
+    """Alarm of SASA+ as in statopt: the last eighth, at least 1,000 samples, every 100 steps, 95 %, both halves.
+
+    With √n batches of √n samples, as its documentation says.
+    """
     from scipy.stats import t
 
     drifts = series.drift[:, run]
@@ -226,20 +229,34 @@ def sasa_plus(series: Series, run: int) -> int | None:
         size = math.isqrt(step // 8)
         batches = drifts[step - size * size : step].view(size, size).mean(1)
         half_width = float(t.ppf(0.975, size - 1) * batches.std() / math.sqrt(size))
-        if abs(float(batches.mean())) < half_width:
+        first, second = (float(half.mean()) for half in batches.tensor_split(2))
+        if max(abs(first), abs(second)) < half_width and first * second > 0.0:
+            return step
+    return None
+
+
+def slope(series: Series, run: int) -> int | None:
+    """SLOPE of statopt: a line through the losses of the last eighth, which does not fall with 95 % confidence."""
+    from scipy.stats import linregress
+
+    losses = series.loss[:, run].numpy()
+    for step in range(8000, len(losses) + 1, 100):
+        part = losses[step - step // 8 : step]
+        if linregress(range(len(part)), part, alternative="less").pvalue > 0.05:
             return step
     return None
 
 
 DETECTORS: dict[str, Callable[[Series, int], int | None]] = {
-    "loss (default)": ours(),
+    "loss (default, margin −1)": ours(),
+    "loss, margin 0": ours(margin=0.0),
     "loss, margin 2": ours(margin=2.0),
-    "loss, margin −1": ours(margin=-1.0),
     "loss, window 0.25": ours(window=0.25),
     "stationarity": ours(tests=("stationarity",)),
     "loss, stationarity": ours(tests=("loss", "stationarity")),
     "pflug": ours(tests=("pflug",)),
-    "SASA+": sasa_plus,
+    "SASA+ (statopt)": sasa_plus,
+    "SLOPE (statopt)": slope,
     "ReduceLROnPlateau": plateau,
 }
 

@@ -42,7 +42,7 @@ def test_micro_batches_take_the_step_of_their_union(solver: str) -> None:
     one, parts = plain(solver, weight_decay=0.01), plain(solver, weight_decay=0.01)
     inputs, targets = zip(*parts.gradient, strict=True)
     union = torch.cat(inputs), torch.cat(targets)
-    for _ in range(3):
+    for _ in range(2 if solver == "quasi-newton" else 3):  # after two of its steps nothing is left to descend
         one.opt.step(closure(one.model, union))
         parts.opt.acc_step(parts.model, mse_loss, parts.gradient, micro_batches_in_memory=3)
         assert one.opt.last_step.outcome is parts.opt.last_step.outcome is Outcome.ACCEPTED

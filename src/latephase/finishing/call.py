@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 
 from latephase import checks
 from latephase.finishing.budget import Budget, Meter
-from latephase.finishing.candidates import STRATEGIES, Size, candidates, flops, usable
+from latephase.finishing.candidates import STRATEGIES, candidates, usable
 from latephase.finishing.data import examples
 from latephase.finishing.journal import Journal, random_from_plain, random_to_plain
 from latephase.finishing.judge import Judge, undisturbed
 from latephase.finishing.phase import Phase
+from latephase.finishing.prices import Size, flops, gradients
 from latephase.finishing.progress import Show, bar
 from latephase.finishing.race import Race
 from latephase.finishing.report import FinishReport
@@ -145,11 +146,12 @@ class _Finish:
             looked_at = setting.judge.affordable(budget.amount, model)
         self._judge = judge = setting.judge.on(looked_at, seed)
         generator = torch.Generator().manual_seed(seed)
-        size = setting.size
+        size, rate = setting.size, budget.amount
         if budget.unit == "seconds":
             size = replace(size, flops=flops(budget.amount))
+            rate = gradients(budget.amount, setting.task, model, setting.data.train)
         entrants = [c for c in candidates(setting.task, size, optimizer) if c.name in strategies]
-        self._race = Race(setting.task, model, setting.data, generator, entrants, judge)
+        self._race = Race(setting.task, model, setting.data, generator, entrants, judge, rate)
         if not torch.tensor(self._race.start_score).isfinite():
             raise ValueError(
                 f"the {judge.name} of the network as given is {self._race.start_score}, so nothing can be compared "

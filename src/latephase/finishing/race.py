@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from latephase.finishing.candidates import Candidate, Means, TooDearError
+from latephase.finishing.candidates import Candidate
+from latephase.finishing.entry import Entry
 from latephase.finishing.phase import Phase, Point
-from latephase.finishing.promise import Sample, promise
+from latephase.finishing.prices import Means, TooDearError
+from latephase.finishing.promise import Sample
 from latephase.strategies.statistics import renew_statistics
 from latephase.strategies.strategy import Step
 from latephase.strategies.trainer import copied_state
@@ -25,46 +26,12 @@ from latephase.tasks.task import Task
 TRIALS = 0.1  # share of the budget for all trials of the beginning together
 FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share for which the trials may go on for that
 DEAREST = 4.0  # times a trial's length that one step may take
+ALONE = 0.1  # share of the budget that a step may take which is not on trial, unless all steps take more
 LATE = 0.06  # share that a step may take which was too dear for a trial, once it is known that such steps lead
 REVIEW = 0.1  # share after which a strategy that has been chosen is compared with the others again
 JUDGED = 20  # times that a budget is looked at, besides trials
 STALLED = 1e-3  # relative progress in a review below which a strategy has come to its end
 RENEWED = 50  # batches with which batch normalisation's statistics are renewed before a network is judged
-
-
-@dataclass
-class Entry:
-    """A candidate in the race.
-
-    Attributes:
-        candidate: It.
-        samples: The share of the budget spent on it, and its score then; its beginning first.
-        means: What a step of it may cost.
-        kept: Where it stands, for when it goes on.
-        price: The share of the budget that a step costs, where that was too much for a trial; 0 where it was not.
-        out: Why it is out of the race; empty while it is in.
-        stalled: Whether it has come to its end.
-    """
-
-    candidate: Candidate
-    samples: list[Sample] = field(default_factory=list)
-    means: Means = field(default_factory=lambda: Means(1.0, math.inf))
-    kept: dict[str, Any] | None = None
-    price: float = 0.0
-    out: str = ""
-    stalled: bool = False
-
-    def expected(self, left: float, best: float) -> float:
-        """Return the score to expect of it with so much of the budget left; `best` is the best of all so far."""
-        if self.stalled:
-            return min(sample.score for sample in self.samples)
-        before = 0.0 if self.candidate.restarts else self.samples[-1].share
-        expected = promise(self.samples, before + left, self.candidate.growth)
-        return min(expected, best) if self.candidate.from_best else expected  # it begins at the best state
-
-    def rises(self, best: float) -> bool:
-        """Whether another has come to a better state since, at which it will begin."""
-        return self.candidate.from_best and best < min(sample.score for sample in self.samples)
 
 
 class Race:
@@ -77,6 +44,7 @@ class Race:
         generator: Draws the batches.
         candidates: The strategies, in the order in which they are tried.
         judge: Scores a network, the lower the better.
+        rate: How many gradients can be had for the budget, as far as is known before the first step.
 
     Attributes:
         phases: What has been done so far.
@@ -95,10 +63,11 @@ class Race:
         generator: torch.Generator,
         candidates: Sequence[Candidate],
         judge: Callable[[nn.Module], float],
+        rate: float,
     ) -> None:
         self._task, self._model, self._data, self._generator = task, model, data, generator
         self._entries = {candidate.name: Entry(candidate) for candidate in candidates}
-        self._judge = judge
+        self._judge, self._first_rate = judge, rate
         self._start = copied_state(model)
         self._trainer: Any = None
         self._base = 0.0  # share that had been spent on the candidate at work before this phase
@@ -244,7 +213,7 @@ class Race:
         if not leader.candidate.from_best:
             return
         for entry in self._entries.values():
-            short = entry.candidate.from_best and entry is not leader and len(entry.samples) == 2 and not entry.out
+            short = entry.candidate.from_best and entry is not leader and len(entry.samples) < 3 and not entry.out
             if (entry.price and entry.price <= LATE) or short:
                 entry.price, entry.out = 0.0, ""
                 self._trials.append((entry.candidate.name, LATE))
@@ -268,6 +237,10 @@ class Race:
         if leader is None:
             self._begin_anew(untried[0], spent, left, trial=False, reason="the only one")
             return
+        if first and (hopeful := self._hopeful(leader, left)):
+            reason = f"a longer trial, as it may yet be better than {leader.candidate.name}"
+            self._begin_anew(hopeful, spent, hopeful.candidate.longer or 0.0, trial=True, reason=reason)
+            return
         if not first and leader.expected(left, self.best_score) >= self.best_score:
             self.over = self.ended_early = True
             return
@@ -278,20 +251,30 @@ class Race:
         else:
             self._begin_again(leader, spent, min(left, REVIEW), reason)
 
+    def _hopeful(self, leader: Entry, left: float) -> Entry | None:
+        """Who may be better than second-order steps promise to be, if a longer trial shows it."""
+        if not leader.candidate.from_best:
+            return None
+        promised = leader.expected(left, self.best_score)
+        others = (entry for entry in self._entries.values() if entry is not leader)
+        return next((entry for entry in others if entry.hoped(left) < promised), None)
+
     def _origin(self, entry: Entry) -> str:
         if not entry.candidate.from_best or not self.best_by:
             return "a trial from where the training stood"
         return f"a trial from the best weights so far, which are those of {self.best_by}"
 
     def _begin_anew(self, entry: Entry, spent: float, share: float, *, trial: bool, reason: str) -> None:
-        rate = self._rate()
-        self.phases.append(Phase(entry.candidate.name, trial, reason, spent, share, spent))
+        rate, candidate = self._rate(), entry.candidate
+        self.phases.append(Phase(candidate.name, trial, reason, spent, share, spent))
         state, score = (self._start, self.start_score)
-        if entry.candidate.from_best:
+        if candidate.from_best:
             state, score = self.best_state, self.best_score
-        if not entry.candidate.restarts or not entry.samples:
+        if not candidate.restarts or not entry.samples:
             entry.samples = [Sample(0.0, score)]
-        entry.means = Means(min(DEAREST * share if trial else share, 1.0), rate)
+        entry.means = Means(max(candidate.dearest, DEAREST * share if trial else ALONE), rate)
+        if len(self._entries) == 1 and not entry.fits():
+            entry.means = Means(share, rate)
         self._base = self._last = 0.0
 
         def begin() -> None:
@@ -313,7 +296,7 @@ class Race:
     def _rate(self) -> float:
         """How many gradients can be had for all of the budget, as the last phase that took steps has it."""
         worked = [phase for phase in self.phases if phase.steps and phase.end > phase.begin]
-        return worked[-1].gradients / (worked[-1].end - worked[-1].begin) if worked else math.inf
+        return worked[-1].gradients / (worked[-1].end - worked[-1].begin) if worked else self._first_rate
 
     def _built(self, entry: Entry) -> Any:
         strategy = entry.candidate.build(entry.means)

@@ -34,7 +34,8 @@ class StallDetector:
         predicate: Stalled where `predicate(step, loss)` is true, the first step being 1.
         min_steps: How many steps there are before the tests are asked; for `"pflug"` so many products are left out.
         window: Which last part of the steps is looked at, in (0, 1].
-        margin: For `"loss"`: how many standard errors the loss may fall. May be negative: the loss must rise.
+        margin: For `"loss"`: how many standard errors the loss may fall. If negative it must rise by so many, which it
+            does by chance, and soon: fewer false alarms for twice the wait.
         tolerance: For `"stationarity"`: which share of ½α‖d‖² the drift ⟨x, d⟩ − ½α‖d‖² may be.
 
     Raises:
@@ -65,7 +66,7 @@ class StallDetector:
         predicate: Callable[[int, float], bool] | None = None,
         min_steps: int = 1000,
         window: float = 0.5,
-        margin: float = 0.0,
+        margin: float = -1.0,
         tolerance: float = 0.02,
     ) -> None:
         if isinstance(tests, str):

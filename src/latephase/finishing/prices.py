@@ -1,0 +1,127 @@
+"""What steps cost, before they are taken: in gradients, and in shares of a budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from latephase.finishing.judge import undisturbed
+from latephase.parts.auto import Auto
+from latephase.strategies.trainer import copied_state
+from latephase.tasks.split import Split
+from latephase.tasks.task import Task
+
+
+class TooDearError(ValueError):
+    """A step costs more than it may.
+
+    Args:
+        share: Of the budget, that a step costs about.
+        most: The share that it may cost.
+
+    Attributes:
+        share: The same.
+    """
+
+    def __init__(self, share: float, most: float) -> None:
+        super().__init__(f"a step costs about {share:.1%} of the budget, and may cost {most:.1%} in a trial")
+        self.share = share
+
+
+class Means(NamedTuple):
+    """What a step may cost.
+
+    Attributes:
+        share: Of the budget.
+        rate: Gradients, on a batch of the task's size, that can be had for all of the budget.
+    """
+
+    share: float
+    rate: float
+
+    @property
+    def gradients(self) -> float:
+        """How many gradients a step may cost."""
+        return self.share * self.rate
+
+    def require(self, gradients: float, more: float = 0.0) -> None:
+        """Refuse a step that costs so many gradients and, besides, so large a share of the budget.
+
+        Raises:
+            TooDearError: If it does not fit.
+        """
+        share = gradients / self.rate + more
+        if share > self.share:
+            raise TooDearError(share, self.share)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a task is.
+
+    Attributes:
+        examples: How many there are.
+        outputs: How many each has.
+        parameters: P.
+        flops: Of matrix products in float64, that can be had for all of the budget; infinite where work is counted.
+
+    >>> small, large = Size(2000, 1, 1185, flops=1e12), Size(2000, 1, 5000, flops=1e12)
+    >>> small.auto_work, small.matrix_share < large.matrix_share
+    (30.0, True)
+    """
+
+    examples: int
+    outputs: int
+    parameters: int
+    flops: float = math.inf
+
+    @property
+    def direct(self) -> bool:
+        """Whether a step of `solver="auto"` is a direct solve."""
+        return Auto().direct.accepts(self.examples * self.outputs, self.examples, self.parameters)
+
+    @property
+    def auto_work(self) -> float:
+        """About how many gradients on all data a step of `solver="auto"` costs, matrices aside."""
+        if self.direct:
+            return 30.0  # rows of the Jacobian, trial losses, and corrections
+        auto = Auto()
+        products = auto.regression.products if self.outputs == 1 else auto.other.krylov.products
+        return 1.3 * products + (0.0 if self.outputs == 1 else auto.other.most)
+
+    @property
+    def matrix_share(self) -> float:
+        """The share of the budget that the matrix of a direct solve costs, and three factorisations of it."""
+        rows = self.examples * self.outputs
+        smaller = min(rows, self.parameters)
+        return (rows * self.parameters * smaller + smaller**3) / self.flops if self.direct else 0.0
+
+
+def flops(seconds: float, size: int = 512) -> float:
+    """Return how many floating-point operations of matrix products in float64 can be had in so many seconds."""
+    A = torch.ones(size, size, dtype=torch.float64)
+    best = math.inf
+    for _ in range(4):  # the first of them warms up
+        begin = time.perf_counter()
+        A @ A
+        best = min(best, time.perf_counter() - begin)
+    return seconds * 2.0 * size**3 / max(best, 1e-9)
+
+
+def gradients(seconds: float, task: Task, model: nn.Module, train: Split) -> float:
+    """Return how many gradients on a batch can be had in so many seconds; the network stays as it is."""
+    batch, state, best = train.take(slice(0, task.batch_size)), copied_state(model), math.inf
+    moved = [p for p in model.parameters() if p.requires_grad]
+    with undisturbed(model, next(model.parameters()).device):
+        model.train()
+        for _ in range(3):  # the first of them warms up
+            begin = time.perf_counter()
+            torch.autograd.grad(task.forward(model, batch)[0], moved, allow_unused=True)
+            best = min(best, time.perf_counter() - begin)
+    model.load_state_dict(state)
+    return seconds / max(best, 1e-9)
