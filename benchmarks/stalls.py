@@ -218,10 +218,7 @@ def plateau(series: Series, run: int) -> int | None:
 
 
 def sasa_plus(series: Series, run: int) -> int | None:
-    """Alarm of SASA+ as in statopt: the last eighth, at least 1,000 samples, every 100 steps, 95 %, both halves.
-
-    With √n batches of √n samples, as its documentation says.
-    """
+    """SASA+ of statopt: the last eighth of at least 1,000, every 100 steps, 95 %, √n batches of √n, both halves."""
     from scipy.stats import t
 
     drifts = series.drift[:, run]

@@ -75,7 +75,7 @@ def test_every_part_and_the_page():
     assert parts["step_memory"]["first"] > parts["memory"]["resident"]
     # In float32, where CG-backtracking may choose between equal losses by their rounding.
     assert parts["steps"]["differences"]["all_in_memory"] < 0.05
-    assert parts["steps"]["differences"]["one_in_memory"] < 1e-3
+    assert parts["steps"]["differences"]["one_in_memory"] < 0.05
 
     machine: dict[str, object] = dict.fromkeys(["processor", "threads", "python", "torch", "backpack-for-pytorch"], "x")
     machine |= {"device": "CPU", "cores": 2, "curvlinops-for-pytorch": "x"}

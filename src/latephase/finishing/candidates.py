@@ -66,7 +66,7 @@ def candidates(task: Task, size: Size, optimizer: torch.optim.Optimizer | None) 
     batch = 1 if isinstance(task, ClosureTask) else examples
     full = 1.0 if isinstance(task, ClosureTask) else examples / task.batch_size
     # A decay gains more the longer it is: two lengths show how much. The other trials are looked at in their middle.
-    decay = Candidate("decay", Growth.LENGTH, (0.01, 0.02), lambda means: _decay(optimizer), restarts=True, longer=0.08)
+    decay = Candidate("decay", Growth.LENGTH, (0.01, 0.02), lambda means: _decay(optimizer), restarts=True, longer=0.06)
     lbfgs = Candidate("l-bfgs", Growth.POWER, (0.02,), lambda means: _lbfgs(batch, full, means), from_best=True)
     hf = Candidate("hessian-free", Growth.POWER, (0.03,), lambda means: _hf(task, size, full, means), from_best=True)
     if full <= 1.0:  # no noise, which would have to be averaged: what uses curvature comes first, were it dear

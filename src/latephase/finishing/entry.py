@@ -50,8 +50,8 @@ class Entry:
         return True
 
     def rises(self, best: float) -> bool:
-        """Whether another has come to a better state since, at which it will begin."""
-        return self.candidate.from_best and best < min(sample.score for sample in self.samples)
+        """Whether it begins at a state that is better than any that it has been at."""
+        return self.candidate.from_best and all(best < sample.score for sample in self.samples)
 
     def hoped(self, left: float) -> float:
         """Return the score of a schedule whose trials leave it open how its gain grows; infinite if they do not."""

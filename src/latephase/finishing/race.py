@@ -24,8 +24,8 @@ from latephase.tasks.split import Data
 from latephase.tasks.task import Task
 
 TRIALS = 0.1  # share of the budget for all trials of the beginning together
-FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share for which the trials may go on for that
-DEAREST = 4.0  # times a trial's length that one step may take
+FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share by which trials may be longer for that
+DEAREST = 2.0  # times a trial's length that one step may take
 ALONE = 0.1  # share of the budget that a step may take which is not on trial, unless all steps take more
 LATE = 0.06  # share that a step may take which was too dear for a trial, once it is known that such steps lead
 REVIEW = 0.1  # share after which a strategy that has been chosen is compared with the others again
@@ -224,7 +224,7 @@ class Race:
         while self._trials:
             name, share = self._trials.pop(0)
             entry = self._entries[name]
-            if entry.out or (first and spent + share / 2 > TRIALS):
+            if entry.out or (first and spent + share / 2 > TRIALS + EXTENSION):
                 continue
             self._begin_anew(entry, spent, share, trial=True, reason=self._origin(entry))
             return

@@ -21,6 +21,7 @@ class Metric:
         higher_is_better: Whether the best value is the highest.
         percent: Whether values are shares of one, to be shown as percentages.
 
+    >>> import torch
     >>> error = Metric("largest error", lambda outputs, targets: (outputs - targets).abs().max().item(), False)
     >>> error.measure(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
     0.5
