@@ -62,6 +62,7 @@ class Training:
     def __init__(self, first: str = "adam", when: Any = SWITCH, model: nn.Module | None = None, **options: Any) -> None:
         self.model = network() if model is None else model
         self.hf = HessianFree(self.model.parameters(), cg_max_iter=6, damping=0.1)
+        options = {"carry_over": False, **options}
         self.opt = PhaseSwitch(FIRSTS[first](self.model.parameters()), self.hf, when, **options)
         self.calls = 0
 
@@ -475,6 +476,58 @@ def test_patience() -> None:
     for _ in range(5):
         patient.step(0, **stuck)
     assert (patient.opt.phase, patient.opt.failures) == ("second", 5)
+
+
+def mean_of_moments(adam: torch.optim.Optimizer) -> float:
+    states, beta = adam.state.values(), adam.param_groups[0]["betas"][1]
+    entries = [s["exp_avg_sq"].flatten() / (1.0 - beta ** float(s["step"])) for s in states]
+    return float(torch.cat(entries).mean())
+
+
+def test_damping_begins_at_the_mean_of_adams_second_moments() -> None:
+    training = quietly(Training(carry_over=True))
+    expected = mean_of_moments(training.opt.first)
+    assert training.hf.param_groups[0]["damping"] == pytest.approx(expected, rel=1e-12)
+    assert training.opt.reason == f"4 steps were taken; λ begins at {expected:.3g}, the mean of Adam's second moments"
+    training.step(SWITCH)
+    assert training.hf.last_step.damping == pytest.approx(expected, rel=1e-12)
+
+
+def test_it_is_carried_over_once_and_resumed(tmp_path: Path) -> None:
+    training, new = quietly(Training(carry_over=True), 6), Training(model=network(seed=99), carry_over=True)
+    training.hf.param_groups[0]["damping"] = 0.01
+    training.step(6)
+    assert training.hf.last_step.damping == 0.01
+    damping = training.hf.param_groups[0]["damping"]
+    by_state_dicts(training, new, tmp_path)
+    assert new.hf.param_groups[0]["damping"] == damping
+
+
+def test_it_is_kept_within_the_bounds() -> None:
+    model = plain_network()
+    hf = HessianFree(model.parameters(), damping_bounds=(2.0, 3.0), damping=2.5)
+    opt = PhaseSwitch(torch.optim.Adam(model.parameters()), hf, 1)
+    mse_loss(model(batch(16)[0]), batch(16)[1]).mul(0.01).backward()
+    opt.step()
+    assert hf.param_groups[0]["damping"] == 2.0
+
+
+@pytest.mark.parametrize("first", ["sgd", "momentum", "lbfgs"])
+def test_without_second_moments_damping_is_what_was_given(first: str) -> None:
+    training = quietly(Training(first, carry_over=True))
+    assert (training.opt.phase, training.opt.reason) == ("second", "4 steps were taken")
+    assert training.hf.param_groups[0]["damping"] == 0.1
+
+
+def test_a_second_without_damping_gets_none() -> None:
+    model, data = plain_network(), batch(16)
+    opt = PhaseSwitch(torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    for _ in range(2):
+        opt.zero_grad()
+        mse_loss(model(data[0]), data[1]).backward()
+        opt.step()
+    assert opt.reason == "1 step was taken"
+    assert "damping" not in opt.second.param_groups[0]
 
 
 # ---------------------------------------------------------------------- as one optimizer

@@ -78,7 +78,7 @@ def why_now(when: When, steps: int, loss: float | None, optimizer: torch.optim.O
         UserWarning: If a detector is to judge a step whose loss nobody knows.
     """
     if isinstance(when, int):
-        return f"{steps} steps were taken" if steps >= when else None
+        return ("1 step was taken" if steps == 1 else f"{steps:,} steps were taken") if steps >= when else None
     if not isinstance(when, Detector):
         return f"the condition held after {steps} steps" if when(steps, loss) else None
     if loss is None:

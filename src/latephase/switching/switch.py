@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latephase.checks import function, positive_integer
+from latephase.checks import boolean, function, positive_integer
+from latephase.switching.carry_over import mean_second_moment
 from latephase.switching.conditions import When, condition, condition_state, load_condition_state, why_now
 from latephase.switching.state import merged, merged_view, refuse_different_parameters, taken_apart
 
@@ -25,7 +26,8 @@ class PhaseSwitch(torch.optim.Optimizer):
     learning rate is for the first phase. The second's options (the λ of `HessianFree`, and its `lr`, where the line
     search begins) are in `second.param_groups`, which no scheduler of the switch touches.
 
-    Both keep their state from one phase to the next, and λ is what the second was given.
+    Both keep their state from one phase to the next. Where the first is of Adam's family and the second has a λ, that
+    begins at the mean of Adam's second moments (`carry_over`).
 
     Args:
         first: The optimizer to begin with.
@@ -35,12 +37,15 @@ class PhaseSwitch(torch.optim.Optimizer):
             `update(loss, optimizer) -> bool`, `reason`, `state_dict` and `load_state_dict`.
         patience: Hand back after so many second-phase steps in a row that were not taken, for a second that has a
             `last_step`, as `HessianFree`; None for never.
+        carry_over: Whether λ begins, at the switch, at the mean of Adam's second moments rather than at the `damping`
+            that the second was given, see docs/switching.md.
 
     Attributes:
         first: The optimizer to begin with.
         second: The one to go on with.
         when: When to switch.
         patience: After how many failures in a row to hand back.
+        carry_over: Whether λ begins at the mean of Adam's second moments.
         phase: `"first"` or `"second"`: which of them takes the next step.
         reason: Why it is that one, in words.
         steps: Steps taken, in both phases.
@@ -54,7 +59,7 @@ class PhaseSwitch(torch.optim.Optimizer):
         >>> import torch
         >>> from latephase import HessianFree
         >>> model, x = torch.nn.Linear(2, 1, bias=False), torch.eye(2)
-        >>> adam, hf = torch.optim.Adam(model.parameters()), HessianFree(model.parameters(), damping=0.0)
+        >>> adam, hf = torch.optim.Adam(model.parameters()), HessianFree(model.parameters())
         >>> opt = PhaseSwitch(adam, hf, when=3)
         >>> def closure():
         ...     opt.zero_grad()
@@ -64,8 +69,8 @@ class PhaseSwitch(torch.optim.Optimizer):
         ...     return loss, outputs
         >>> for _ in range(4):
         ...     loss = opt.step(closure)
-        >>> opt.phase, opt.reason, round(loss, 6)
-        ('second', '3 steps were taken', 0.0)
+        >>> opt.phase, opt.reason.partition(";")[0], loss < 0.1
+        ('second', '3 steps were taken', True)
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class PhaseSwitch(torch.optim.Optimizer):
         when: When,
         *,
         patience: int | None = None,
+        carry_over: bool = True,
     ) -> None:
         for name, optimizer in (("first", first), ("second", second)):
             if not isinstance(optimizer, torch.optim.Optimizer):
@@ -84,6 +90,7 @@ class PhaseSwitch(torch.optim.Optimizer):
         self.patience = None if patience is None else positive_integer("patience", patience)
         if patience is not None and not hasattr(second, "last_step"):
             raise TypeError(f"patience needs a second with a last_step, which {type(second).__name__} has not")
+        self.carry_over = boolean("carry_over", carry_over)
         self.phase, self.reason = "first", "the training begins"
         self.steps = self.failures = 0
         self._done = False
@@ -215,7 +222,18 @@ class PhaseSwitch(torch.optim.Optimizer):
             return
         reason = why_now(self.when, self.steps, loss, self.first)
         if reason is not None:
-            self.phase, self.reason, self.failures = "second", reason, 0
+            self.phase, self.reason, self.failures = "second", reason + self._carried_over(), 0
+
+    def _carried_over(self) -> str:
+        """Let λ begin where Adam's second moments say; return that in words."""
+        mean = mean_second_moment(self.first) if self.carry_over else None
+        groups = [group for group in self.second.param_groups if "damping" in group]
+        if mean is None or not groups:
+            return ""
+        low, high = getattr(self.second, "damping_bounds", (0.0, math.inf))
+        for group in groups:
+            group["damping"] = min(max(mean, low), high)
+        return f"; λ begins at {groups[0]['damping']:.3g}, the mean of {type(self.first).__name__}'s second moments"
 
     def hand_back(self, reason: str = "handed back by hand") -> None:
         """Go back to the first optimizer, which goes on with the state it had, for good: `when` is asked no more.
@@ -305,8 +323,8 @@ class PhaseSwitch(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but PyTorch's hooks, and the `step` that a scheduler hangs on this one object."""
-        names = ("first", "second", "when", "patience", "phase", "reason", "steps", "failures", "_done", "defaults")
-        return {name: getattr(self, name) for name in names}
+        names = ["first", "second", "when", "patience", "carry_over", "phase", "reason", "steps", "failures", "_done"]
+        return {name: getattr(self, name) for name in [*names, "defaults"]}
 
     def __repr__(self) -> str:
         names = type(self.first).__name__, type(self.second).__name__
