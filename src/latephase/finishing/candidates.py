@@ -26,7 +26,7 @@ ADAM_LR = 1e-3  # PyTorch's, where nobody says what has trained the network
 STATISTICS = 50  # batches with which batch normalisation's statistics are renewed
 PAPER_STEP = 6.0  # gradients of its batch that a step with the sizes below costs about
 SMALLEST = 512  # examples in a gradient below which second-order steps follow noise
-DEAR = 0.2  # share of the budget that a step may cost where no noise stands in the way of what it gains
+DEAR = 0.3  # share of the budget that a step may cost where no noise stands in the way of what it gains
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def candidates(task: Task, size: Size, optimizer: torch.optim.Optimizer | None) 
     lbfgs = Candidate("l-bfgs", Growth.POWER, (0.02,), lambda means: _lbfgs(batch, full, means), from_best=True)
     hf = Candidate("hessian-free", Growth.POWER, (0.03,), lambda means: _hf(task, size, full, means), from_best=True)
     if full <= 1.0:  # no noise, which would have to be averaged: what uses curvature comes first, were it dear
-        return [lbfgs, replace(hf, dearest=DEAR), decay]
+        return [lbfgs, replace(hf, dearest=DEAR), replace(decay, longer=None)]
     every = max(1, min(10, round(full / 10)))
     swa = SWA("averaging", every=every, steps=_constant(optimizer), most_batches=STATISTICS)
     return [decay, Candidate("averaging", Growth.AVERAGE, (0.01,), lambda means: swa), lbfgs, hf]

@@ -72,7 +72,7 @@ class Size:
 
     >>> small, large = Size(2000, 1, 1185, flops=1e12), Size(2000, 1, 5000, flops=1e12)
     >>> small.auto_work, small.matrix_share < large.matrix_share
-    (30.0, True)
+    (20.0, True)
     """
 
     examples: int
@@ -89,7 +89,7 @@ class Size:
     def auto_work(self) -> float:
         """About how many gradients on all data a step of `solver="auto"` costs, matrices aside."""
         if self.direct:
-            return 30.0  # rows of the Jacobian, trial losses, and corrections
+            return 20.0  # rows of the Jacobian, trial losses, and corrections
         auto = Auto()
         products = auto.regression.products if self.outputs == 1 else auto.other.krylov.products
         return 1.3 * products + (0.0 if self.outputs == 1 else auto.other.most)

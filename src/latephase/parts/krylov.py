@@ -117,24 +117,27 @@ class Space:
     """A Krylov space: an orthonormal basis V of shape (k, P), and T = VGVᵀ by its eigenvalues and -vectors.
 
     Where parameters have different λ it is that of the problem in scaled parameters, whose λ are all alike.
+
+    Attributes:
+        eigenvalues: Of T, from the smallest.
     """
 
     damping = 0.0  # the λ that it was made for
 
     def __init__(self, V: Tensor, T: Tensor, norm: float, scale: Tensor | None = None) -> None:
         self.V, self._scale = V, scale
-        self._eigenvalues, self._Q = torch.linalg.eigh(T)
+        self.eigenvalues, self._Q = torch.linalg.eigh(T)
         self.start = T.new_zeros(len(V))
         self.start[0] = norm
 
     @property
     def largest(self) -> float:
         """The largest eigenvalue of T."""
-        return float(self._eigenvalues[-1])
+        return float(self.eigenvalues[-1])
 
     def positive(self, lam: float) -> bool:
         """Whether T + λI is positive definite."""
-        return float(self._eigenvalues[0]) + lam > 0.0
+        return float(self.eigenvalues[0]) + lam > 0.0
 
     def step(self, lam: float) -> Tensor:
         """The minimum of the damped model in the space, shape (P,)."""
@@ -149,12 +152,12 @@ class Space:
         v = scaled(self._scale, v)
         inside = self.V @ v
         beyond = v - self.V.T @ inside
-        x = self.solve(lam, inside) + beyond / (lam + max(float(self._eigenvalues[0]), 0.0))
+        x = self.solve(lam, inside) + beyond / (lam + max(float(self.eigenvalues[0]), 0.0))
         return scaled(self._scale, x)
 
     def solve(self, lam: float, y: Tensor) -> Tensor:
         """Return Vᵀ(T + λI)⁻¹y for y of shape (k,): a vector of shape (P,)."""
-        x = self._Q @ ((self._Q.T @ y.double()) / (self._eigenvalues + lam))
+        x = self._Q @ ((self._Q.T @ y.double()) / (self.eigenvalues + lam))
         return self.V.T @ x.type_as(self.V)
 
 

@@ -67,7 +67,7 @@ class PhaseSwitch(torch.optim.Optimizer):
         ...     loss = (outputs - 1.0).square().mean()
         ...     loss.backward()
         ...     return loss, outputs
-        >>> for _ in range(4):
+        >>> for _ in range(9):
         ...     loss = opt.step(closure)
         >>> opt.phase, opt.reason.partition(";")[0], loss < 0.1
         ('second', '3 steps were taken', True)
