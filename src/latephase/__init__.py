@@ -1,6 +1,7 @@
 """Finish the training of neural networks with a few precise second-order steps."""
 
 from latephase.drawing import batches
+from latephase.finishing.amenability import Amenability, amenability
 from latephase.finishing.call import finish
 from latephase.finishing.report import FinishReport
 from latephase.optimizer import HessianFree
@@ -9,6 +10,7 @@ from latephase.stalling.detector import StallDetector
 from latephase.switching.switch import PhaseSwitch
 
 __all__ = [
+    "Amenability",
     "CGStop",
     "Counts",
     "FinishReport",
@@ -18,6 +20,7 @@ __all__ = [
     "StallDetector",
     "StepRecord",
     "StepUndoneWarning",
+    "amenability",
     "batches",
     "finish",
 ]

@@ -27,9 +27,10 @@ from latephase.tasks.closure_task import ClosureTask, no_examples
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
 
-MOST = 4096  # examples that the trial step is made of; half as many judge it
+MOST = 2048  # examples that the trial step is made of; half as many judge it
 GRADIENTS = 16  # of batches, from which the noise is estimated
 PRODUCTS = 20  # for the spectrum
+SMALLEST = 1e-12  # damping
 MOST_BATCHES = 100  # in the data, above which steps on all of them are too dear beside what averages noise
 LEAST_SIGNAL = 1.0  # below, a step follows noise
 
@@ -181,7 +182,7 @@ def _measured(model: nn.Module, parts: _Parts, device: torch.device) -> Amenabil
     space = lanczos(lambda v: curvature @ v, g, most=PRODUCTS, enough=lambda T, beta: False)
     values = [] if space is None else space.eigenvalues.flip(0).tolist()
     largest, decay = (values[0] if values else math.nan), (values[9] / values[0] if len(values) > 9 else None)
-    step = _step(model, parts, groups, float(g.square().mean()))
+    step = _step(model, parts, groups, max(float(g.square().mean()), SMALLEST))
     after = judge(model)
     predicted = (step.loss_after - step.loss_before) / step.reduction_ratio if step.reduction_ratio else math.nan
     gain, ratio, price = (before - after) / before, (after - before) / predicted, step.seconds / max(cost, 1e-9)
@@ -205,7 +206,7 @@ def _signal(parts: _Parts, gradient: Callable[[Split], Tensor]) -> float:
 
 def _step(model: nn.Module, parts: _Parts, groups: Any, damping: float) -> StepRecord:
     task = parts.task
-    solver = Krylov(products=PRODUCTS) if parts.drawn else "auto"
+    solver = Krylov(products=PRODUCTS, corrections=0) if parts.drawn else "auto"
     optimizer = HessianFree(groups, solver=solver, damping=damping)
     optimizer.step(
         lambda: task.forward(model, parts.model),

@@ -30,7 +30,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {os.fspath(path)}") from None
     except Exception as error:
-        raise ValueError(f"{os.fspath(path)} is no checkpoint of tensors and numbers ({error})") from error
+        raise ValueError(f"{os.fspath(path)} is no file of tensors and numbers; save state dicts") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{os.fspath(path)} must hold a state dict, not {type(content).__name__}")
     try:

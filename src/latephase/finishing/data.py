@@ -53,7 +53,11 @@ def examples(name: str, data: object, device: torch.device) -> Examples:
         if isinstance(data.dataset, IterableDataset) or data.batch_size is None:
             return _stream(name, data, device)._replace(batch_size=data.batch_size)
         return _of_a_data_set(name, data.dataset, data.collate_fn, device)._replace(batch_size=data.batch_size)
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, (list, tuple, str, dict)):
+    if (
+        hasattr(data, "__len__")
+        and hasattr(data, "__getitem__")
+        and not isinstance(data, (list, tuple, str, dict, Tensor))
+    ):
         return _of_a_data_set(name, data, default_collate, device)
     if isinstance(data, Iterable) and not isinstance(data, (str, dict, Tensor)):
         return _stream(name, data, device)

@@ -43,7 +43,7 @@ class Journal:
         try:
             content = torch.load(self._path, weights_only=True)
         except Exception as error:
-            raise ValueError(f"{self._path} is no finish that can be read ({error}); move it away") from error
+            raise ValueError(f"{self._path} is no finish that can be read; move it away") from error
         differ = [name for name, value in self._identity.items() if content["identity"].get(name) != value]
         if differ:
             raise ValueError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -38,3 +40,12 @@ def picture(phases: Sequence[Phase], budget: Budget, judged_by: str, before: flo
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.legend(frameon=False)
     return figure
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as an element of a page, the same text for the same figure."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "latephase"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

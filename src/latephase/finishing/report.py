@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,12 +105,11 @@ class FinishReport:
 
 def _svg(plot: Callable[[], Figure]) -> str:
     try:
-        figure = plot()
+        from latephase.finishing.picture import svg
+
+        return svg(plot())
     except ImportError as error:
         return f"<p>{html.escape(str(error))}</p>"
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().partition("?>")[2].partition("\n")[2] or buffer.getvalue()
 
 
 _PAGE = """<!doctype html>
