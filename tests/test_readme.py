@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from tests.study.toy import REFERENCE, TOY, load_data
 from torch import nn
 from typer.testing import CliRunner
 
+import latephase
+from latephase import finish
 from latephase.cli import app
 from latephase.study.analysis.results import load_results
 from latephase.study.runs.evaluation import evaluate
@@ -18,22 +21,73 @@ README = Path(__file__).parents[1] / "README.md"
 DOCS = README.parent / "docs"
 
 
-def test_the_code_in_the_readme_trains():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def half_trained():
+    """What the pages take for granted: a network, its loss, optimizer and data."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.randn(600, 5)
+    y = x[:, :3].argmax(dim=1)
+    return {
+        "latephase": latephase,
+        "torch": torch,
+        "model": model,
+        "loss_func": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "train_data": (x[:400], y[:400]),
+        "valid_data": (x[400:], y[400:]),
+        "batches": [(x[i : i + 40], y[i : i + 40]) for i in range(0, 400, 40)] * 5,
+    }
 
-    def batches():
-        while True:
-            x = torch.randn(200, 5)
-            yield x, x[:, :3].argmax(dim=1)
 
-    names = {"model": model, "loss_func": nn.CrossEntropyLoss(), "batches": batches()}
+def accuracy(names):
+    x, y = names["valid_data"]
+    return (names["model"](x).argmax(dim=1) == y).float().mean()
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "finish.md"], ids=lambda page: page.stem)
+def test_the_finish_on_the_page_finishes(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = half_trained()
+    monkeypatch.setattr(latephase, "finish", lambda *a, **k: finish(*a, **{**k, "budget": "3000gradients"}))
+    exec(blocks(page)[0], names)
+    assert accuracy(names) > 0.9
+    assert names["report"].best_by
+    assert (tmp_path / "finish.html").exists()
+
+
+def test_the_code_in_the_readme_trains():
+    _, code = blocks(README)
+    names = half_trained()
+    names["batches"] = iter(100 * [*zip(*(part.split(200) for part in names["train_data"]), strict=True)])
     exec(code, names)
-
-    x, y = next(batches())
-    assert (model(x).argmax(dim=1) == y).float().mean() > 0.8
+    assert accuracy(names) > 0.8
     assert isinstance(names["loss"], float)
+
+
+def test_the_verdict_in_the_docs_is_one(capsys):
+    exec(blocks(DOCS / "finish.md")[1], half_trained())
+    assert "to second-order steps: " in capsys.readouterr().out
+
+
+def test_the_detector_in_the_docs_sees_every_step():
+    (code,) = blocks(DOCS / "stall.md")
+    names = half_trained()
+    exec(code, names)
+    assert names["detector"].reason == "no verdict before 1,000 steps with finite losses, of which there have been few"
+
+
+def test_the_switch_in_the_docs_switches(capsys):
+    (code,) = blocks(DOCS / "switching.md")
+    names = half_trained()
+    names["batches"] *= 20
+    names["adam"] = None
+    exec(code.replace("lr=1e-3", "lr=0.1"), names)
+    assert capsys.readouterr().out.startswith("second the loss has not fallen for ")
+    assert accuracy(names) > 0.9
 
 
 def test_the_files_that_the_readme_links_exist():

@@ -188,7 +188,8 @@ def finish(
     Writes the best state of the model to a file, and a report next to it.
     """
     command = FinishCommand(build, checkpoint, Path(to))
-    Console().print(str(command.run(budget, out=out, seed=seed, progress=not quiet)), highlight=False, soft_wrap=True)
+    report = command.run(budget, out=out, seed=seed, progress=not quiet)
+    Console().print(f"{report}\nnetwork: {to}\nreport: {command.page}", highlight=False, soft_wrap=True)
 
 
 DEMO_STRATEGIES = "sgd_constant,sgd_tenth,sgd_cosine,hf_equal,hf_large"

@@ -61,10 +61,10 @@ def test_the_signal_is_the_squared_gradient_over_the_variance_of_its_mean():
     found = amenability(model, cross_entropy, (x, y), batch_size=125)
     rows = []
     for one, target in zip(x[:1000], y[:1000], strict=True):
-        g = torch.autograd.grad(cross_entropy(model(one[None]), target[None]), [*model.parameters()])
-        rows.append(torch.cat([part.flatten() for part in g]))
-    rows = torch.stack(rows)
-    expected = rows.mean(0).square().sum() / (rows.var(0).sum() / 2000)
+        parts = torch.autograd.grad(cross_entropy(model(one[None]), target[None]), [*model.parameters()])
+        rows.append(torch.cat([part.flatten() for part in parts]))
+    g = torch.stack(rows)
+    expected = g.mean(0).square().sum() / (g.var(0).sum() / 2000)
     assert found.signal == pytest.approx(expected.item(), rel=0.5)
 
 

@@ -3,6 +3,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import latephase
 from latephase import HessianFree, finish
 from latephase.finishing.candidates import STRATEGIES
+from latephase.finishing.journal import FILE
 
 LOSS = nn.CrossEntropyLoss()
 BUDGET = "2000gradients"
@@ -117,28 +119,29 @@ def test_a_finish_that_is_done_is_not_done_again(tmp_path):
 
 SCRIPT = """
 import sys
-import torch
 from tests.finishing.test_call import finished
-from tests.finishing.tasks import network, state
-calls = 0
-def killing(report):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-finished(out=sys.argv[1], callbacks=[killing])
+finished(out=sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("calls", [5])
-def test_a_process_that_is_killed_loses_nothing(tmp_path, calls):
+def killed_once(folder, after):
+    """A process that finishes, killed after so many seconds, wherever it is; whether it was still at work."""
     root = Path(latephase.__file__).parents[1]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), str(root)])
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), str(calls)], env={**os.environ, "PYTHONPATH": paths}, check=False
-    )
-    assert run.returncode == -signal.SIGKILL
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env={**os.environ, "PYTHONPATH": paths})
+    while not (folder / FILE).exists() and process.poll() is None:
+        time.sleep(0.01)  # until it has begun
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_process_that_is_killed_at_random_moments_loses_nothing(tmp_path):
+    moments = random.Random(0)
+    kills = sum(killed_once(tmp_path, moments.uniform(0.0, 1.0)) for _ in range(3))
+    assert kills > 0
     resumed, again = finished(out=tmp_path)
     model, report = finished()
     assert_same(state(resumed), state(model))

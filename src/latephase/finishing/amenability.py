@@ -32,6 +32,7 @@ GRADIENTS = 16  # of batches, from which the noise is estimated
 PRODUCTS = 20  # for the spectrum
 SMALLEST = 1e-12  # damping
 MOST_BATCHES = 100  # in the data, above which steps on all of them are too dear beside what averages noise
+LEAST_GAIN = 1e-3  # share of the loss that a step without noise must take away
 LEAST_SIGNAL = 1.0  # below, a step follows noise
 
 
@@ -50,6 +51,11 @@ class Amenability:
         decay: The tenth eigenvalue there over the first; None where there are fewer.
         price: Of the step: its seconds over those of a gradient on the same examples.
         step: The step's record.
+
+    >>> theta = nn.Linear(2, 1, bias=False)
+    >>> found = amenability(theta, nn.MSELoss(), (torch.eye(2), torch.ones(2, 1)), batch_size=2)
+    >>> print(str(found).splitlines()[0])
+    amenable to second-order steps: gradients are without noise, and the trial step makes the loss smaller
     """
 
     amenable: bool
@@ -101,6 +107,12 @@ def amenability(
     Raises:
         TypeError: For an argument of the wrong type.
         ValueError: For one out of range, fewer than eight examples, or a loss that is not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> x = torch.linspace(-1.0, 1.0, 100).unsqueeze(1)
+        >>> amenability(model, nn.MSELoss(), (x, x**2), batch_size=100).amenable
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -218,9 +230,9 @@ def _step(model: nn.Module, parts: _Parts, groups: Any, damping: float) -> StepR
 
 def _verdict(parts: _Parts, signal: float, gain: float) -> tuple[bool, str]:
     if not parts.drawn:
-        if gain > 0.0:
+        if gain >= LEAST_GAIN:
             return True, "gradients are without noise, and the trial step makes the loss smaller"
-        return False, "gradients are without noise, yet the trial step does not make the loss smaller"
+        return False, f"gradients are without noise, yet the trial step takes less than {LEAST_GAIN:.1%} off the loss"
     epoch = parts.count / parts.batch
     if epoch > MOST_BATCHES:
         return False, (

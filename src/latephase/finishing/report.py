@@ -105,11 +105,12 @@ class FinishReport:
 
 def _svg(plot: Callable[[], Figure]) -> str:
     try:
-        from latephase.finishing.picture import svg
-
-        return svg(plot())
+        figure = plot()
     except ImportError as error:
         return f"<p>{html.escape(str(error))}</p>"
+    from latephase.finishing.picture import svg
+
+    return svg(figure)
 
 
 _PAGE = """<!doctype html>

@@ -23,6 +23,9 @@ class FinishCommand:
         checkpoint: File to load into what it builds; None for none.
         to: File for the result.
 
+    Attributes:
+        page: File for the report.
+
     Raises:
         typer.BadParameter: If one of them cannot be used.
     """
@@ -39,7 +42,7 @@ class FinishCommand:
                 load_checkpoint(checkpoint, self._arguments["model"], self._arguments.get("optimizer"))
             except ValueError as error:
                 raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
-        self._to = to
+        self._to, self.page = to, to.with_suffix(".html")
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -59,7 +62,7 @@ class FinishCommand:
         except (TypeError, ValueError) as error:
             raise typer.BadParameter(str(error)) from error
         torch.save(self._arguments["model"].state_dict(), self._to)
-        report.to_html(self._to.with_suffix(".html"))
+        report.to_html(self.page)
         return report
 
 
