@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from latephase.checks import function, non_negative, pairs
-from latephase.curvature.point import Forward
+from latephase.curvature.returned import Forward
 
 Pair = tuple[object, object]
 Model = Callable[..., object]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from latephase.checks import real_vector, vector_map
 from latephase.curvature.accumulate import Accumulated, Kind, Term
-from latephase.curvature.point import evaluate, split_return
+from latephase.curvature.point import evaluate
+from latephase.curvature.returned import loss_and_outputs
 from latephase.failures import is_failed_trial
 from latephase.micro_batches import Batches
 from latephase.parameters import Parameters
@@ -139,7 +140,7 @@ class ClosureObjective:
         with at_trial_point(self._parameters, theta, self._theta):
             for number, (forward, weight) in enumerate(self._batches.gradient):
                 with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
-                    value, _ = split_return(forward(), forward)
+                    value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)
                 with evaluation.as_left():
                     pieces = torch.autograd.grad(value, tensors, allow_unused=True)
                 gradient += weight * self._parameters.join(pieces)
@@ -198,8 +199,8 @@ class ClosureObjective:
         """The loss on B̄ where the parameters are, which is `theta`."""
         loss = self._penalty(theta)
         for number, (forward, weight) in enumerate(self._batches.evaluation):
-            with self._transaction.evaluation(number), torch.enable_grad():
-                value, _ = split_return(forward(), forward)
+            with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
+                value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)
             loss += weight * float(value.detach())
             self._losses += 1
         return loss

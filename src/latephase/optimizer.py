@@ -15,7 +15,7 @@ from latephase.checkups import refuse_grad_scaler, refuse_several_processes
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
-from latephase.curvature.point import Forward
+from latephase.curvature.returned import Forward
 from latephase.damped_optimizer import DampedOptimizer
 from latephase.micro_batches import Batches, Cutter, LossFunction, MicroBatch, Model, Pair, Reduction
 from latephase.objective import ClosureObjective, Given, Objective, TrialLosses

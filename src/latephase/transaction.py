@@ -49,10 +49,13 @@ class Evaluation:
 
     A backward pass reads what the closure saved. Where that lies in tensors that were there before and that the closure
     wrote to (running statistics, say), it has to see them as the closure left them.
+
+    Attributes:
+        differentiated: What the closure called `backward` on, while it runs.
     """
 
-    def __init__(self, transaction: Transaction) -> None:
-        self._transaction = transaction
+    def __init__(self, transaction: Transaction, differentiated: list[Tensor]) -> None:
+        self._transaction, self.differentiated = transaction, differentiated
         self.left: Left | None = None
 
     @contextmanager
@@ -134,7 +137,7 @@ class Transaction:
         versions = [p._version for p in self._parameters.tensors]
         watch = Watch(self._parameters.tensors, self._writes)
         self._hook = register_module_forward_pre_hook(self._remember)
-        first, evaluation = self._after is None, Evaluation(self)
+        first, evaluation = self._after is None, Evaluation(self, watch.differentiated)
         try:
             with watch:
                 yield evaluation
@@ -148,6 +151,7 @@ class Transaction:
                 ) from error
             raise
         finally:
+            watch.differentiated.clear()  # they hold graphs
             written = self._parameters_written(versions)
             if self._writes or any(one.changed for one in self._found):
                 evaluation.left = self.now()

@@ -149,6 +149,9 @@ class Watch(TorchFunctionMode):
     Args:
         parameters: Those the step optimizes.
         log: Takes what is about to be overwritten.
+
+    Attributes:
+        differentiated: What `backward` was called on.
     """
 
     def __init__(self, parameters: Sequence[Tensor], log: WriteLog) -> None:
@@ -157,6 +160,7 @@ class Watch(TorchFunctionMode):
         self._log = log
         self._new: set[int | None] = {None}
         self.skipped_backward = False
+        self.differentiated: list[Tensor] = []
         self.read_grad_after_backward = False
 
     def __enter__(self) -> Watch:
@@ -179,6 +183,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if what is Kind.BACKWARD:
             self.skipped_backward = True
+            self.differentiated += tensors_in(args[:1])
             return None
         if what in (Kind.GRAD_READ, Kind.GRAD_WRITE) and id(args[0]) in self._parameters:
             return self._grad(what, args)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from latephase.curvature import ggn
+from latephase.curvature.inferred import ConvexCalls
 from latephase.curvature.loss_hessians import LossCall, closed_form
 from latephase.curvature.recording import Recording
 
@@ -16,7 +17,7 @@ REDUCTIONS = ["mean", "sum"]
 def recorded(loss, outputs):
     """The call that a closure computing `loss(outputs)` makes, as the engine sees it."""
     outputs = outputs.detach().requires_grad_()
-    with Recording([outputs]) as recording:
+    with Recording([outputs], ConvexCalls()) as recording:
         loss(outputs)
     (call,) = recording.loss_calls
     return call

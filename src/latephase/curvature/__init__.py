@@ -12,7 +12,8 @@ from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
 from latephase.curvature.ladder import CurvatureError, CurvatureWarning
 from latephase.curvature.options import Options
-from latephase.curvature.point import Forward, Point, evaluate
+from latephase.curvature.point import Point, evaluate
+from latephase.curvature.returned import Forward
 from latephase.parameters import Parameters
 from latephase.transaction import Transaction, settled
 

@@ -13,7 +13,8 @@ from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
 from latephase.curvature.jacobian import NotBySampleError
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
-from latephase.curvature.point import Forward, Point
+from latephase.curvature.point import Point
+from latephase.curvature.returned import Forward
 
 
 class Kind(NamedTuple):

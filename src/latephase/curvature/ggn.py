@@ -67,10 +67,11 @@ class GGN(CurvatureOperator[Factors]):
 
     def __init__(self, point: Point, options: Options = DEFAULT_OPTIONS) -> None:
         if not point.outputs:
+            unknown = f", and they cannot be told from the loss: {point.taken}" if point.taken else ""
             raise ValueError(
-                "the GGN needs the outputs that the loss was computed from, with their graph: return (loss, outputs) "
-                'from the closure, and compute the loss from these very tensors; curvature_opt="hessian" needs the '
-                "loss alone"
+                "the GGN needs the outputs that the loss was computed from, with their graph"
+                f"{unknown}. Return (loss, outputs) from the closure, and compute the loss from these very tensors; "
+                'curvature_opt="hessian" needs the loss alone'
             )
         if any(z._backward_hooks for z in point.outputs):
             raise CurvatureError(
@@ -172,7 +173,8 @@ class GGN(CurvatureOperator[Factors]):
 
     def _details(self) -> str:
         by = "automatic differentiation" if self._closed_form is None else "closed form"
-        return f"; Hessian of the loss in the outputs by {by}"
+        taken = f"; as outputs counts {self._point.taken}" if self._point.taken else ""
+        return f"; Hessian of the loss in the outputs by {by}{taken}"
 
 
 def _check(engine: Factors, point: Point, options: Options) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +13,15 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from latephase.curvature.autograd_graph import has_reentrant_checkpoint, parameter_made_use_of_before
+from latephase.curvature.inferred import ConvexCalls
 from latephase.curvature.loss_hessians import LossCall
 from latephase.curvature.program import Program
 from latephase.curvature.pull_back import pull_back
 from latephase.curvature.recording import Recording, refuse_made_before
+from latephase.curvature.returned import Forward, loss_and_outputs, name_of
 from latephase.parameters import Parameters
 from latephase.transaction import Evaluation, Repeat
 from latephase.watching import tensors_in
-
-Forward = Callable[[], object]
 
 _UNREACHED = "does not depend on any trainable parameter of this optimizer"
 
@@ -36,6 +36,7 @@ class Point:
         parameters: The flat view of the parameters, the leaves of the graph.
         loss: A scalar; it has a graph as long as `has_graph`.
         outputs: The tensors the closure returned beside the loss, in whatever nesting, that the loss was computed from.
+        taken: How the outputs were inferred, where the closure returned none; or why there are none, then.
         loss_call: The call of a known loss function on the outputs that made the loss, if that is how it was made.
         program: What the closure did.
         first_node: Nodes of the graph up to this number are older than the closure's call.
@@ -49,6 +50,7 @@ class Point:
     parameters: Parameters
     loss: Tensor
     outputs: list[Tensor]
+    taken: str
     loss_call: LossCall | None
     program: Program
     first_node: int
@@ -73,7 +75,7 @@ class Point:
         if any(unused):
             self.refuse_reentrant_checkpoints()
         if all(unused):
-            raise ValueError(f"the loss that {_name(self.forward)} returned {_UNREACHED}")
+            raise ValueError(f"the loss that {name_of(self.forward)} returned {_UNREACHED}")
         self.gradient_pieces = list(grads)
         if not retain_graph:
             self.drop_graph()
@@ -132,21 +134,25 @@ def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
         TypeError: If `forward` returns neither a scalar loss nor a pair `(loss, outputs)`.
         ValueError: If the loss does not depend on any trainable parameter.
     """
-    recording = Recording(parameters.tensors)
+    convex_calls = ConvexCalls()
+    recording = Recording(parameters.tensors, convex_calls)
     with repeat.closure() as evaluation, torch.enable_grad(), recording:
-        returned = forward()
-    loss, outputs = split_return(returned, forward)
+        loss, outputs = loss_and_outputs(forward(), evaluation.differentiated, forward)
     if not loss.requires_grad:
         raise ValueError(
-            f"the loss that {_name(forward)} returned has no graph: it was detached, computed under torch.no_grad(), "
-            f"or {_UNREACHED}"
+            f"the loss that {name_of(forward)} returned has no graph: it was detached, computed under "
+            f"torch.no_grad(), or {_UNREACHED}"
         )
-    made_loss = frontier(loss, _leaves(outputs))
+    if outputs is None:
+        with evaluation.as_left():
+            made_loss, taken = convex_calls.infer(loss)
+    else:
+        made_loss, taken = frontier(loss, _leaves(outputs)), ""
     call = next((c for c in recording.loss_calls if c.result is loss and _on_outputs(c, made_loss)), None)
     if call is not None:  # without the outputs' graph, which is not its to keep
         call = call._replace(args=(made_loss[0].detach(), *call.args[1:]), result=loss.detach())
     program = recording.program(loss, made_loss)
-    return Point(forward, repeat, parameters, loss, made_loss, call, program, recording.start, evaluation)
+    return Point(forward, repeat, parameters, loss, made_loss, taken, call, program, recording.start, evaluation)
 
 
 def _on_outputs(call: LossCall, outputs: list[Tensor]) -> bool:
@@ -202,28 +208,3 @@ def _edge(tensor: Tensor) -> tuple[Node | None, int]:
         return tensor.grad_fn, tensor.output_nr
     with torch.enable_grad():
         return tensor.view_as(tensor).grad_fn.next_functions[0]  # type: ignore[union-attr]
-
-
-def split_return(returned: object, forward: Forward) -> tuple[Tensor, object]:
-    """Take what a closure returned apart into the loss, a scalar tensor, and the outputs (None where absent)."""
-    loss, outputs = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"{_name(forward)} must return a scalar loss tensor or (loss, outputs), not {_describe(returned)}"
-        )
-    if loss.numel() != 1 or not loss.is_floating_point():
-        raise ValueError(
-            f"the loss that {_name(forward)} returned must be one real floating-point number, "
-            f"not a tensor of shape {tuple(loss.shape)} and dtype {loss.dtype}"
-        )
-    return loss, outputs
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}: ({', '.join(type(item).__name__ for item in value)})"
-    return type(value).__name__
-
-
-def _name(forward: Forward) -> str:
-    return f"{getattr(forward, '__name__', type(forward).__name__)}()"

@@ -18,6 +18,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from latephase.curvature.autograd_graph import is_custom, newest_node, parameter_below
+from latephase.curvature.inferred import ConvexCalls
 from latephase.curvature.loss_hessians import FORMS, LossCall
 from latephase.curvature.program import Call, External, Metadata, Parameter, Program, Result, build, mapped
 from latephase.curvature.settings import Settings
@@ -33,15 +34,16 @@ class Recording(TorchFunctionMode):
 
     Args:
         parameters: The parameters, P entries in all.
+        convex_calls: Notices calls of convex functions.
 
     Attributes:
         loss_calls: The calls of known loss functions.
         start: The number of the newest node of autograd's graph when the recording began.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], convex_calls: ConvexCalls) -> None:
         super().__init__()
-        self._parameters = parameters
+        self._parameters, self._convex_calls = parameters, convex_calls
         self._known: dict[int, tuple[weakref.ref[Tensor], Parameter | Result]] = {
             id(p): (weakref.ref(p), Parameter(i, Metadata.of(p))) for i, p in enumerate(parameters)
         }
@@ -76,6 +78,7 @@ class Recording(TorchFunctionMode):
                 self._keep(func, origins, given, results, written, random=stream is not None and self._moved(stream))
             if func in FORMS and isinstance(result, Tensor) and result.requires_grad:
                 self.loss_calls.append(LossCall(func, args, kwargs, result))
+            self._convex_calls.notice(func, args, kwargs, result)
         return result
 
     def _keep(
