@@ -53,6 +53,16 @@ class Entry:
         """Whether it begins at a state that is better than any that it has been at."""
         return self.candidate.from_best and all(best < sample.score for sample in self.samples)
 
+    @property
+    def clear(self) -> bool:
+        """Whether its promise is more than a guess: a schedule's is one as long as it comes from short trials alone."""
+        return not self.candidate.restarts or len(self.samples) > 1 + len(self.candidate.trials)
+
+    @property
+    def steady(self) -> bool:
+        """Whether it goes on from the start and can be judged on the way."""
+        return not (self.candidate.restarts or self.candidate.from_best or self.stalled)
+
     def hoped(self, left: float) -> float:
         """Return the score of a schedule whose trials leave it open how its gain grows; infinite if they do not."""
         if self.candidate.longer is None or self.out or len(self.samples) != 1 + len(self.candidate.trials):

@@ -66,9 +66,11 @@ class Judge:
         count = len(self.examples)
         if self.closure is not None or isinstance(self.task, ClosureTask) or count <= FEWEST:
             return count
+        few = self.on(FEWEST, 0)
+        few(model)  # warms up
         begin = time.perf_counter()
-        self(model)
-        most = math.ceil(count * SHARE * seconds / max(time.perf_counter() - begin, 1e-9))
+        few(model)
+        most = math.ceil(FEWEST * SHARE * seconds / max(time.perf_counter() - begin, 1e-9))
         return min(count, max(most, FEWEST))
 
     def on(self, fewer: int, seed: int) -> Judge:

@@ -26,7 +26,7 @@ class Growth(str, Enum):
 
     LENGTH = "length"
     """Of a schedule, with its length: as a power of it between 0 (the same for each doubling, which is what two lengths
-    are taken for) and 1 (in proportion: the training was not over yet), as three lengths show."""
+    are taken for) and 1 (in proportion: the training was not over yet), as three lengths show. One shows nothing."""
 
     AVERAGE = "average"
     """Half as much for each further doubling: what averages gain is noise, of which 1/n is left after n."""
@@ -55,6 +55,8 @@ def promise(samples: Sequence[Sample], share: float, growth: Growth) -> float:
         return best
     positive = best > 0.0
     scale, back = (math.log, math.exp) if positive else (float, float)
+    if growth is Growth.LENGTH and len(earlier) - (finite[0].share == 0.0) < 1:
+        return best  # one length says nothing of others
     if growth is Growth.LENGTH and sum(sample.share > 0.0 for sample in finite) > 2:
         more = _power_law([(sample.share, scale(sample.score)) for sample in finite[-3:]], share)
         return min(best, back(scale(last.score) - max(0.0, more)))

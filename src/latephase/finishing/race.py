@@ -28,6 +28,7 @@ FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share by 
 DEAREST = 2.0  # times a trial's length that one step may take
 ALONE = 0.1  # share of the budget that a step may take which is not on trial, unless all steps take more
 LATE = 0.06  # share that a step may take which was too dear for a trial, once it is known that such steps lead
+CLEARLY = 0.05  # relative difference that is more than a guess
 REVIEW = 0.1  # share after which a strategy that has been chosen is compared with the others again
 JUDGED = 20  # times that a budget is looked at, besides trials
 STALLED = 1e-3  # relative progress in a review below which a strategy has come to its end
@@ -199,7 +200,8 @@ class Race:
         self._trainer = None
 
     def _see_whether_stalled(self, phase: Phase, entry: Entry) -> None:
-        before = [s.score for s in entry.samples if s.share <= entry.samples[-1].share - 0.9 * REVIEW]
+        window = REVIEW if entry.candidate.from_best else 2 * REVIEW  # an average takes longer to show anything
+        before = [s.score for s in entry.samples if s.share <= entry.samples[-1].share - 0.9 * window]
         if not before or min(before) - min(s.score for s in entry.samples) >= STALLED * abs(min(before)):
             return
         entry.stalled = True
@@ -308,7 +310,14 @@ class Race:
         return {name: e for name, e in self._entries.items() if len(e.samples) > 1 and not e.out}
 
     def _leader(self, left: float) -> Entry | None:
-        return min(self._tried().values(), key=lambda entry: entry.expected(left, self.best_score), default=None)
+        """Who promises most. What can be judged on the way goes before a schedule that is only a guess better."""
+        tried = self._tried().values()
+        leader = min(tried, key=lambda entry: entry.expected(left, self.best_score), default=None)
+        if leader is None or leader.clear:
+            return leader
+        needed = leader.expected(left, self.best_score) + CLEARLY * abs(leader.expected(left, self.best_score))
+        rivals = (e for e in tried if e.steady and (len(e.samples) < 4 or e.expected(left, self.best_score) <= needed))
+        return next(rivals, leader)
 
     def _comparison(self, left: float) -> str:
         numbers = [f"{name} {entry.expected(left, self.best_score):.4g}" for name, entry in self._tried().items()]
