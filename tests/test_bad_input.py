@@ -376,13 +376,13 @@ NO_GRADIENT: list[tuple[str, Returned, type[Exception], list[str]]] = [
     ("a constant", lambda loss, z: (torch.ones(()), z), ValueError, ["no graph", "trainable parameter"]),
 ]
 NO_OUTPUTS: list[tuple[str, Returned, type[Exception], list[str]]] = [
-    ("the loss alone", lambda loss, z: loss, ValueError, ["return (loss, outputs)", 'curvature_opt="hessian"']),
-    ("no outputs", lambda loss, z: (loss, None), ValueError, ["return (loss, outputs)"]),
+    ("a root", lambda loss, z: loss.sqrt(), ValueError, ["Sqrt is neither", 'curvature_opt="hessian"']),
+    ("no outputs", lambda loss, z: (loss.sqrt(), None), ValueError, ["Return (loss, outputs)"]),
     (
         "detached outputs",
         lambda loss, z: (loss, z.detach()),
         ValueError,
-        ["with their graph", "return (loss, outputs)"],
+        ["with their graph", "Return (loss, outputs)"],
     ),
     (
         "other outputs",

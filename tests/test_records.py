@@ -30,6 +30,21 @@ def test_a_record_in_words() -> None:
     assert "1 gradients, 4 curvature products, 5 losses" in text
 
 
+def test_a_record_for_loggers_is_flat_and_plain() -> None:
+    entries = RECORD.as_dict("train/")
+    assert all(name.startswith("train/") for name in entries)
+    assert all(type(value) in (int, float, str, bool) for value in entries.values())
+    plain = RECORD.as_dict()
+    assert {"train/" + name: value for name, value in plain.items()} == entries
+    assert (plain["outcome"], plain["cg_stop"], plain["products"], plain["loss_after"]) == (
+        "ACCEPTED",
+        "SOLVED",
+        4,
+        1.5,
+    )
+    assert "reduction_ratio" not in replace(RECORD, reduction_ratio=None).as_dict()
+
+
 def test_what_there_was_not_is_left_out() -> None:
     text = str(replace(RECORD, loss_model=None, reduction_ratio=None, cg_stop=None, solver=""))
     assert "model batch" not in text

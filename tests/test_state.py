@@ -338,11 +338,12 @@ def test_learning_rate_schedulers(way: str) -> None:
     assert sizes == pytest.approx([0.8, 0.4, 0.2])
 
 
-def test_step_hooks_are_called() -> None:
+@pytest.mark.parametrize("way", ["step", "acc_step"])
+def test_step_hooks_are_called(way: str) -> None:
     problem, calls = Problem(plain_network()), []
     problem.opt.register_step_pre_hook(lambda opt, args, kwargs: calls.append("before"))
     problem.opt.register_step_post_hook(lambda opt, args, kwargs: calls.append("after"))
-    problem.step()
+    getattr(problem, way)()
     assert calls == ["before", "after"]
 
 

@@ -1,5 +1,7 @@
 """Finish the training of neural networks with a few precise second-order steps."""
 
+from importlib.metadata import version
+
 from latephase.drawing import batches
 from latephase.finishing.amenability import Amenability, amenability
 from latephase.finishing.call import finish
@@ -24,3 +26,5 @@ __all__ = [
     "batches",
     "finish",
 ]
+
+__version__ = version("latephase")

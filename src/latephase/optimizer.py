@@ -205,8 +205,10 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         """Take one step.
 
         Args:
-            forward: Returns `(loss, outputs)` on the model batch B; the loss alone is enough for
-                `curvature_opt="hessian"`. It may call `backward` and `zero_grad`, which do nothing here.
+            forward: Returns `(loss, outputs)` on the model batch B; or is an ordinary closure, for any optimizer: the
+                loss is what it calls `backward` on (or returns), and the outputs are what its losses are taken of, see
+                docs/curvature.md. `curvature_opt="hessian"` needs no outputs. `backward` and `zero_grad` do nothing
+                here.
             grad: The gradient on B, shape (P,), where you have it already; weight decay is added to it.
             mvp: `v -> Cv`, the curvature on B, where you have it already; weight decay and damping are added.
             M_func: `v -> Mv`, an approximation of the inverse of the *damped* curvature, see `get_preconditioner`.
@@ -243,6 +245,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             test_deterministic=test_deterministic,
         )
 
+    @torch.optim.Optimizer.profile_hook_step  # step hooks are called, as PyTorch sees to for `step` by itself
     def acc_step(
         self,
         model: Model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 
 
@@ -134,6 +134,22 @@ class StepRecord:
     step_norm: float = 0.0
     counts: Counts = Counts()
     seconds: float = 0.0
+
+    def as_dict(self, prefix: str = "") -> dict[str, float | int | str]:
+        """Return the record as numbers and texts by name, for loggers; what there was not in this step is left out.
+
+        Args:
+            prefix: Put before each name.
+
+        >>> record = StepRecord(Outcome.ACCEPTED, None, 2.5, 1.25, 1.0, 0.5, counts=Counts(losses=3))
+        >>> entries = record.as_dict("hf/")
+        >>> entries["hf/loss_after"], entries["hf/outcome"], entries["hf/losses"], "hf/loss_model" in entries
+        (1.25, 'ACCEPTED', 3, False)
+        """
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "counts"}
+        entries = {**own, **asdict(self.counts)}
+        plain = {name: value.name if isinstance(value, Enum) else value for name, value in entries.items()}
+        return {prefix + name: value for name, value in plain.items() if value is not None}
 
     def __str__(self) -> str:
         model = "" if self.loss_model is None else f" (model batch {self.loss_model:.6g})"
