@@ -61,7 +61,7 @@ class Entry:
     @property
     def steady(self) -> bool:
         """Whether it goes on from the start and can be judged on the way."""
-        return not (self.candidate.restarts or self.candidate.from_best or self.stalled)
+        return not (self.candidate.restarts or self.candidate.from_best)
 
     def hoped(self, left: float) -> float:
         """Return the score of a schedule whose trials leave it open how its gain grows; infinite if they do not."""

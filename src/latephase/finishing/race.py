@@ -28,6 +28,7 @@ FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share by 
 DEAREST = 2.0  # times a trial's length that one step may take
 ALONE = 0.1  # share of the budget that a step may take which is not on trial, unless all steps take more
 LATE = 0.06  # share that a step may take which was too dear for a trial, once it is known that such steps lead
+LONG = 0.3  # share that is enough for a decay that nothing speaks for
 CLEARLY = 0.05  # relative difference that is more than a guess
 REVIEW = 0.1  # share after which a strategy that has been chosen is compared with the others again
 JUDGED = 20  # times that a budget is looked at, besides trials
@@ -200,8 +201,9 @@ class Race:
         self._trainer = None
 
     def _see_whether_stalled(self, phase: Phase, entry: Entry) -> None:
-        window = REVIEW if entry.candidate.from_best else 2 * REVIEW  # an average takes longer to show anything
-        before = [s.score for s in entry.samples if s.share <= entry.samples[-1].share - 0.9 * window]
+        if not entry.candidate.from_best:  # what an average gains may come late
+            return
+        before = [s.score for s in entry.samples if s.share <= entry.samples[-1].share - 0.9 * REVIEW]
         if not before or min(before) - min(s.score for s in entry.samples) >= STALLED * abs(min(before)):
             return
         entry.stalled = True
@@ -243,15 +245,29 @@ class Race:
             reason = f"a longer trial, as it may yet be better than {leader.candidate.name}"
             self._begin_anew(hopeful, spent, hopeful.candidate.longer or 0.0, trial=True, reason=reason)
             return
-        if not first and leader.expected(left, self.best_score) >= self.best_score:
-            self.over = self.ended_early = True
-            return
         reason = self._comparison(left)
+        if not first and leader.expected(left, self.best_score) >= self.best_score:
+            unknown = self._whose_gain_comes_late(left)
+            if unknown is None:
+                self.over = self.ended_early = True
+                return
+            leader, reason = (
+                unknown,
+                f"nothing promises more than the best so far; what this gains may come late; {reason}",
+            )
         if leader.candidate.restarts or leader.rises(self.best_score):
             length = left if leader.candidate.restarts else min(left, REVIEW)
             self._begin_anew(leader, spent, length, trial=False, reason=reason)
         else:
             self._begin_again(leader, spent, min(left, REVIEW), reason)
+
+    def _whose_gain_comes_late(self, left: float) -> Entry | None:
+        """An average that can go on, or a decay for which enough is left and that was only tried."""
+        chosen = {phase.candidate for phase in self.phases if not phase.trial}
+        for name, entry in self._tried().items():
+            if entry.steady or (entry.candidate.restarts and name not in chosen and left >= LONG):
+                return entry
+        return None
 
     def _hopeful(self, leader: Entry, left: float) -> Entry | None:
         """Who may be better than second-order steps promise to be, if a longer trial shows it."""
