@@ -129,8 +129,10 @@ def killed_once(folder, after):
     root = Path(latephase.__file__).parents[1]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), str(root)])
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env={**os.environ, "PYTHONPATH": paths})
-    while not (folder / FILE).exists() and process.poll() is None:
-        time.sleep(0.01)  # until it has begun
+    file = folder / FILE
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    while (not file.exists() or file.stat().st_mtime_ns == before) and process.poll() is None:
+        time.sleep(0.001)  # until it has begun
     try:
         process.wait(timeout=after)
     except subprocess.TimeoutExpired:
