@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 from latephase import checks
 from latephase.curvature import ggn
 from latephase.finishing.data import examples
-from latephase.finishing.judge import Judge, undisturbed
-from latephase.finishing.task import BATCH_SIZE, task_of
+from latephase.finishing.judge import Judge, training_undisturbed
+from latephase.finishing.task import task_of
 from latephase.optimizer import HessianFree
 from latephase.parameters import Parameters
 from latephase.parts.krylov import Krylov, lanczos
 from latephase.random_state import seed as seed_all
 from latephase.records import StepRecord
-from latephase.strategies.trainer import copied_state
 from latephase.tasks.closure_task import ClosureTask, no_examples
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
@@ -124,12 +122,10 @@ def amenability(
         parts = _Parts(task, everything, everything, everything, 1, 1, drawn=False)
     else:
         train = examples("data", data, device)
-        size = (
-            train.batch_size or BATCH_SIZE if batch_size is None else checks.positive_integer("batch_size", batch_size)
-        )
+        size = train.size_of_batches(batch_size)
         task = task_of(loss_func, optimizer, min(size, len(train.split)), closure=False)
         parts = _drawn(task, train.split, torch.Generator().manual_seed(checks.non_negative_integer("seed", seed)))
-    with _as_it_was(model, device):
+    with training_undisturbed(model, device):
         seed_all(device, seed)
         return _measured(model, parts, device)
 
@@ -156,20 +152,6 @@ def _drawn(task: Task, train: Split, generator: torch.Generator) -> _Parts:
     ends = [half, half + quarter, half + 2 * quarter]
     model, search, held_out = (train.take(order[a:b]) for a, b in zip([0, *ends[:2]], ends, strict=True))
     return _Parts(task, model, search, held_out, task.batch_size, len(train), drawn=True)
-
-
-@contextmanager
-def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The network in training mode for a while; its state, gradients, modes and the random streams stay."""
-    state, grads = copied_state(model), [p.grad for p in model.parameters()]
-    try:
-        with undisturbed(model, device):
-            model.train()
-            yield
-    finally:
-        model.load_state_dict(state)
-        for p, grad in zip(model.parameters(), grads, strict=True):
-            p.grad = grad
 
 
 def _measured(model: nn.Module, parts: _Parts, device: torch.device) -> Amenability:

@@ -22,7 +22,7 @@ from latephase.finishing.prices import Size, flops, gradients
 from latephase.finishing.progress import Show, bar
 from latephase.finishing.race import Race
 from latephase.finishing.report import FinishReport
-from latephase.finishing.task import BATCH_SIZE, task_of
+from latephase.finishing.task import task_of
 from latephase.random_state import read_random_state, write_random_state
 from latephase.random_state import seed as seed_all
 from latephase.tasks.closure_task import ClosureTask, no_examples
@@ -268,7 +268,7 @@ def _setting(
         judged = Judge(task, data.train, device, name, not held_out, checks.function("valid_data", closure))
         return _Setting(task, data, _size(task, model, data.train), judged, tuple(remarks))
     train = examples("train_data", train_data, device)
-    size = train.batch_size or BATCH_SIZE if batch_size is None else checks.positive_integer("batch_size", batch_size)
+    size = train.size_of_batches(batch_size)
     task = task_of(loss_func, optimizer, min(size, len(train.split)), closure=False)
     valid = examples("valid_data", valid_data, device) if held_out else train
     if not held_out:

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from latephase.checks import positive_integer
 from latephase.tasks.split import Split
 
+BATCH_SIZE = 128  # examples per gradient where neither the user nor a loader says
 MOST_BYTES = 2**30
 """How much of a data set or of a stream is kept in memory."""
 
@@ -29,6 +31,10 @@ class Examples(NamedTuple):
     split: Split
     batch_size: int | None = None
     remark: str = ""
+
+    def size_of_batches(self, given: int | None) -> int:
+        """Return the batch size that was given, or else the loader's, or else a usual one."""
+        return self.batch_size or BATCH_SIZE if given is None else positive_integer("batch_size", given)
 
 
 def examples(name: str, data: object, device: torch.device) -> Examples:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from latephase.random_state import read_random_state, write_random_state
+from latephase.strategies.trainer import copied_state
 from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
@@ -96,6 +97,20 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for layer, training in modes:
             layer.training = training
         write_random_state(device, random)
+
+
+@contextmanager
+def training_undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The same in training mode; afterwards its state and gradients, too, are as they were."""
+    state, grads = copied_state(model), [p.grad for p in model.parameters()]
+    try:
+        with undisturbed(model, device):
+            model.train()
+            yield
+    finally:
+        model.load_state_dict(state)
+        for p, grad in zip(model.parameters(), grads, strict=True):
+            p.grad = grad
 
 
 def _value(result: object) -> float:

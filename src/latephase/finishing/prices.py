@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from latephase.finishing.judge import undisturbed
+from latephase.finishing.judge import training_undisturbed
 from latephase.parts.auto import Auto
-from latephase.strategies.trainer import copied_state
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
 
@@ -115,13 +114,11 @@ def flops(seconds: float, size: int = 512) -> float:
 
 def gradients(seconds: float, task: Task, model: nn.Module, train: Split) -> float:
     """Return how many gradients on a batch can be had in so many seconds; the network stays as it is."""
-    batch, state, best = train.take(slice(0, task.batch_size)), copied_state(model), math.inf
+    batch, best = train.take(slice(0, task.batch_size)), math.inf
     moved = [p for p in model.parameters() if p.requires_grad]
-    with undisturbed(model, next(model.parameters()).device):
-        model.train()
+    with training_undisturbed(model, next(model.parameters()).device):
         for _ in range(3):  # the first of them warms up
             begin = time.perf_counter()
             torch.autograd.grad(task.forward(model, batch)[0], moved, allow_unused=True)
             best = min(best, time.perf_counter() - begin)
-    model.load_state_dict(state)
     return seconds / max(best, 1e-9)

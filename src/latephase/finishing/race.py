@@ -328,11 +328,12 @@ class Race:
     def _leader(self, left: float) -> Entry | None:
         """Who promises most. What can be judged on the way goes before a schedule that is only a guess better."""
         tried = self._tried().values()
-        leader = min(tried, key=lambda entry: entry.expected(left, self.best_score), default=None)
+        expected = {id(entry): entry.expected(left, self.best_score) for entry in tried}
+        leader = min(tried, key=lambda entry: expected[id(entry)], default=None)
         if leader is None or leader.clear:
             return leader
-        needed = leader.expected(left, self.best_score) + CLEARLY * abs(leader.expected(left, self.best_score))
-        rivals = (e for e in tried if e.steady and (len(e.samples) < 4 or e.expected(left, self.best_score) <= needed))
+        needed = expected[id(leader)] + CLEARLY * abs(expected[id(leader)])
+        rivals = (e for e in tried if e.steady and (len(e.samples) < 4 or expected[id(e)] <= needed))
         return next(rivals, leader)
 
     def _comparison(self, left: float) -> str:

@@ -12,8 +12,6 @@ from latephase.finishing.candidates import ADAM_LR, usable
 from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.task import Group, Task
 
-BATCH_SIZE = 128  # examples per gradient where neither the user nor a loader says
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Grouped(Task):
