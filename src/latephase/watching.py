@@ -151,7 +151,7 @@ class Watch(TorchFunctionMode):
         log: Takes what is about to be overwritten.
 
     Attributes:
-        differentiated: What `backward` was called on.
+        differentiated: What `backward` was called on, unless with a `gradient` of the closure's own.
     """
 
     def __init__(self, parameters: Sequence[Tensor], log: WriteLog) -> None:
@@ -161,6 +161,7 @@ class Watch(TorchFunctionMode):
         self._new: set[int | None] = {None}
         self.skipped_backward = False
         self.differentiated: list[Tensor] = []
+        self._weighted = False
         self.read_grad_after_backward = False
 
     def __enter__(self) -> Watch:
@@ -183,7 +184,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if what is Kind.BACKWARD:
             self.skipped_backward = True
-            self.differentiated += tensors_in(args[:1])
+            self._notice_backward(args, kwargs)
             return None
         if what in (Kind.GRAD_READ, Kind.GRAD_WRITE) and id(args[0]) in self._parameters:
             return self._grad(what, args)
@@ -198,6 +199,14 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._notice_new(result, args)
         return result
+
+    def _notice_backward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember what is differentiated; nothing once a pass is weighted, when it is no sum of these tensors."""
+        weights = args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors")
+        self._weighted |= any(True for _ in tensors_in(list(weights)))
+        self.differentiated += tensors_in(args[:1] or [kwargs.get("tensors")])
+        if self._weighted:
+            self.differentiated.clear()
 
     def _is_from_outside(self, tensor: Tensor) -> bool:
         """Whether a tensor was there before the closure was called; its own results are its own affair."""

@@ -130,6 +130,22 @@ def test_several_backward_passes_add_up():
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_weighted_backward_pass_is_never_taken_for_a_plain_one(named):
+    """The loss is then what is returned, as ever; a detached one is refused."""
+
+    def weighted(t, *, detach):
+        loss, weight = t.loss(), torch.tensor(3.0, dtype=torch.float64)
+        loss.backward(retain_graph=True)
+        loss.backward(gradient=weight) if named else torch.autograd.backward([loss], [weight])
+        return loss.detach() if detach else loss
+
+    one, other = Training(explicit), Training(lambda t: weighted(t, detach=False))
+    assert one.step() == other.step()
+    with pytest.raises(ValueError, match="no graph"):
+        Training(lambda t: weighted(t, detach=True)).step()
+
+
 def test_the_graph_is_let_go():
     """What backward was called on is not kept beyond the evaluation."""
     import gc
