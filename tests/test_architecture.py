@@ -28,6 +28,7 @@ LAYERS = [
     ["checkups"],
     ["objective"],
     ["micro_batches"],
+    ["distributed"],
     ["parts"],
     ["curvature"],
     ["transaction"],

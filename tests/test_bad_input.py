@@ -56,6 +56,8 @@ WRONG_OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("cg_max_iter", 2.5, TypeError, "an integer ≥ 1"),
     ("cg_max_iter", True, TypeError, "an integer ≥ 1"),
     ("cg_max_iter", "10", TypeError, "an integer ≥ 1"),
+    ("process_group", "all", ValueError, 'None, "world" or a group'),
+    ("process_group", 2, ValueError, 'None, "world" or a group'),
     ("solver", "newton", ValueError, "one of 'cg'"),
     ("solver", 3, TypeError, "callable"),
     ("damping_rule", 1.5, TypeError, "callable"),
@@ -197,9 +199,9 @@ def vector(problem: Problem, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize(
     ("arguments", "error", "parts"),
     [
-        ({"forward": 3}, TypeError, ["forward must be callable", "3"]),
-        ({"forward": "loss"}, TypeError, ["forward must be callable", "'loss'"]),
-        ({"forward": torch.ones(())}, TypeError, ["forward must be callable", "tensor(1.)"]),
+        ({"forward": 3}, TypeError, ["closure must be callable", "3"]),
+        ({"forward": "loss"}, TypeError, ["closure must be callable", "'loss'"]),
+        ({"forward": torch.ones(())}, TypeError, ["closure must be callable", "tensor(1.)"]),
         ({"evaluate": 3}, TypeError, ["evaluate must be callable", "3"]),
         ({"evaluate": 0}, TypeError, ["evaluate must be callable", "0"]),
         ({"mvp": torch.eye(2)}, TypeError, ["mvp must be callable", "tensor"]),
@@ -211,7 +213,10 @@ def vector(problem: Problem, dtype: torch.dtype = torch.float64) -> Tensor:
         ({"grad": torch.ones(42) + 0j}, ValueError, ["grad must be a real floating-point", "torch.complex64"]),
         ({"grad": torch.ones(42, device="meta")}, ValueError, ["grad must be", "on cpu", "on meta"]),
         ({"test_deterministic": 1}, TypeError, ["test_deterministic must be True or False", "1"]),
-        ({"closure": len}, TypeError, ["forward and closure"]),
+        ({"weight": -1.0}, ValueError, ["weight must be", "≥ 0"]),
+        ({"weight": 0.0}, ValueError, ["weight must not be 0"]),
+        ({"evaluate_weight": "1"}, TypeError, ["evaluate_weight must be a number"]),
+        ({"closure": len}, TypeError, ["closure and forward"]),
     ],
 )
 def test_arguments_of_step(arguments: dict[str, Any], error: type[Exception], parts: list[str]) -> None:

@@ -432,7 +432,23 @@ def scales(m: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
-@pytest.mark.parametrize("loss", [assigns, edits, scales])
+def clips(m: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+    loss = F.mse_loss(m(x), y)
+    loss.backward()
+    nn.utils.clip_grad_norm_(m.parameters(), 1.0)
+    return loss
+
+
+def clips_where_there_is_any(m: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+    loss = F.mse_loss(m(x), y)
+    loss.backward()
+    for p in m.parameters():
+        if p.grad is not None:
+            p.grad.clamp_(-1.0, 1.0)
+    return loss
+
+
+@pytest.mark.parametrize("loss", [assigns, edits, scales, clips, clips_where_there_is_any])
 def test_closures_that_work_on_gradients_are_told_the_truth(loss: Any) -> None:
     model, (x, y) = network(), data()
     with pytest.raises(RuntimeError, match=r"\.grad of a parameter.*opt\.step\(closure, grad=\.\.\.\)"):

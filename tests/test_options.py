@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from latephase import CGStop, HessianFree, Outcome
 from latephase.curvature import CurvatureWarning
+from latephase.distributed import ALONE, Alone
 from latephase.parts import (
     CG,
     Armijo,
@@ -522,8 +523,8 @@ def test_a_solver_that_there_is_not() -> None:
 # ---------------------------------------------------------------------- step
 
 
-@shows("step.forward")
-def test_forward(spy: Spy) -> None:
+@shows("step.closure")
+def test_closure(spy: Spy) -> None:
     problem = plain()
     data, start = batch(9, seed=40), plain_network()
     problem.opt.step(closure(problem.model, data))
@@ -548,11 +549,47 @@ def test_evaluate() -> None:
     assert other.opt.step(other.forward, evaluate=lambda: closure(other.model, data)()[0]) == returned
 
 
-@shows("step.closure")
-def test_closure() -> None:
+@shows("step.forward")
+def test_forward() -> None:
     first, second = plain(), plain()
-    assert first.opt.step(closure=first.forward) == second.opt.step(second.forward)
+    assert first.opt.step(forward=first.forward) == second.opt.step(second.forward)
     assert first.opt.last_step.outcome is Outcome.ACCEPTED
+
+
+class Heavier(Alone):
+    """Others have what makes each sum of weights 4."""
+
+    def number(self, what: str, compute: Callable[[], float]) -> float:
+        compute()
+        return 4.0 if "weight" in what and "sum" in what else compute()
+
+
+@shows("__init__.process_group")
+def test_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[object] = []
+    monkeypatch.setattr("latephase.optimizer.find_ranks", lambda group, *_, **__: groups.append(group) or ALONE)
+    for group in None, "world":
+        problem = plain(process_group=group)
+        problem.step()
+        problem.acc_step()
+    assert groups == [None, None, "world", "world"]
+
+
+@shows("step.weight", "step.evaluate_weight")
+def test_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latephase.optimizer.find_ranks", lambda *_, **__: Heavier())
+    for evaluate in False, True:
+        problem = plain()
+        data = batch(9, seed=41)
+        judged: dict[str, Any] = {"evaluate": closure(problem.model, data), "evaluate_weight": 3.0} if evaluate else {}
+        expected = loss_of(problem.model, problem.gradient[0])
+        expected_there = 3.0 * loss_of(problem.model, data) if evaluate else 2.0 * expected
+        g = gradient(problem.model, problem.gradient[0])
+        problem.opt.step(problem.forward, weight=2.0, **judged)
+        record = problem.opt.last_step
+        assert record.loss_model == pytest.approx(2.0 / 4.0 * expected, rel=1e-12)
+        assert record.loss_before == pytest.approx(expected_there / 4.0, rel=1e-12)
+        assert record.grad_norm == pytest.approx(2.0 / 4.0 * float(g.norm()), rel=1e-12)
 
 
 @shows("step.grad")
@@ -991,3 +1028,44 @@ def test_warnings_are_errors_in_these_tests() -> None:
     """Else "no warning" above would show nothing."""
     with pytest.raises(UserWarning, match="this"):
         warnings.warn("this", UserWarning, stacklevel=1)
+
+
+# ---------------------------------------------------------------------- what is set beforehand, what is left behind
+
+
+def test_a_closure_that_was_set_is_used_where_none_is_given() -> None:
+    direct, by_setting, with_both = plain(), plain(), plain()
+    data = batch(9, seed=41)
+    direct.opt.step(direct.forward, evaluate=closure(direct.model, data))
+
+    by_setting.opt.set_closure(by_setting.forward, closure(by_setting.model, data))
+    assert by_setting.opt.step() == direct.opt.last_step.loss_after
+
+    def unused() -> Tensor:
+        raise AssertionError
+
+    with_both.opt.set_closure(unused, unused)
+    with_both.opt.set_evaluation(closure(with_both.model, data))
+    assert with_both.opt.step(with_both.forward) == direct.opt.last_step.loss_after
+
+    by_setting.opt.set_closure(None)
+    with pytest.raises(TypeError, match="step needs a closure"):
+        by_setting.opt.step()
+    for name, setting in (("closure", by_setting.opt.set_closure), ("evaluate", by_setting.opt.set_evaluation)):
+        with pytest.raises(TypeError, match=f"{name} must be callable"):
+            setting(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["step", "acc_step"])
+def test_the_gradient_on_the_model_batch_is_left_in_grad(way: str) -> None:
+    """Of the loss, as in the first phase: weight decay, which an optimizer adds, is not in it."""
+    problem = plain(weight_decay=0.1)
+    inputs, targets = (torch.cat(parts) for parts in zip(*problem.gradient, strict=True))
+    expected = gradient(problem.model, (inputs, targets) if way == "acc_step" else problem.gradient[0])
+    getattr(problem, way)()
+    grads = [p.grad for p in problem.model.parameters()]
+    assert [None if g is None else g.shape for g in grads] == [p.shape for p in problem.model.parameters()]
+    assert_close(torch.cat([g.flatten() for g in grads if g is not None]), expected)
+    own = torch.linspace(-1.0, 1.0, len(expected), dtype=torch.float64)
+    problem.step(grad=own, evaluate=None)
+    assert_close(torch.cat([p.grad.flatten() for p in problem.model.parameters() if p.grad is not None]), own)

@@ -244,6 +244,7 @@ def test_an_interrupt_at_any_line(way: str) -> None:
     problem = prepared(way)
     whole_step.run(getattr(problem, way))
     after = values(problem.model, problem.opt)
+    del after["gradients"]
     assert len(whole_step.counts) > 150
 
     problem = prepared(way)
@@ -256,7 +257,7 @@ def test_an_interrupt_at_any_line(way: str) -> None:
         assert_nothing_left_behind(problem)
         now = problem.snapshot()
         if differences(before, now):  # then the step was complete
-            del now["places"]
+            del now["places"], now["gradients"]  # .grad is for loggers, and may be of the step before
             assert differences(after, now) == [], where
             problem = prepared(way)
             before = problem.snapshot()
@@ -461,7 +462,8 @@ def test_a_zero_gradient(way: str) -> None:
     else:
         returned = problem.opt.acc_step(problem.model, flat_loss, problem.gradient)
     after, record = problem.snapshot(), problem.opt.last_step
-    for part in ("parameters", "gradients", "optimizer", "places"):
+    assert not any(p.grad.any() for p in problem.model.parameters())
+    for part in ("parameters", "optimizer", "places"):
         assert differences(before[part], after[part]) == []
     assert record.outcome is Outcome.ZERO_GRADIENT
     assert returned == record.loss_before == record.loss_after == pytest.approx(3.0)
@@ -565,14 +567,13 @@ def test_a_layer_that_is_frozen_late(way: str) -> None:
 # ---------------------------------------------------------------------- what a good step leaves alone
 
 
-def test_parameters_keep_their_storage_and_gradients(way: str) -> None:
+def test_parameters_keep_their_storage(way: str) -> None:
     problem = prepared(way)
     before = problem.snapshot()
     for _ in range(3):
         getattr(problem, way)()
     after = problem.snapshot()
     assert differences(before["places"], after["places"]) == []
-    assert differences(before["gradients"], after["gradients"]) == []
     assert len(differences(before["parameters"], after["parameters"])) == len(before["parameters"])  # all moved
 
 

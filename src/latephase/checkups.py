@@ -14,6 +14,7 @@ from latephase.parameters import Parameters
 
 AROUND_A_STEP = (
     "latephase.optimizer", "latephase.damped_optimizer", "latephase.checkups", "latephase.transaction", "torch.optim.",
+    "contextlib",
 )  # fmt: skip
 
 
@@ -25,17 +26,6 @@ def refuse_grad_scaler(optimizer: torch.optim.Optimizer) -> None:
         raise RuntimeError(
             "HessianFree needs no GradScaler, and scaled losses would spoil its damping and line search; "
             "call opt.step(forward) with the unscaled loss (bfloat16 autocast works without a scaler)"
-        )
-
-
-def refuse_several_processes() -> None:
-    """Raise RuntimeError if this process is one of several, each of which would go its own way."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise RuntimeError(
-            f"torch.distributed runs {distributed.get_world_size()} processes, and losses, gradients and products are "
-            "not averaged over them here, so that their models would part. Take the steps in one process, or give "
-            "step() a grad and an mvp of your own, and an evaluate, that are all averaged over the processes"
         )
 
 

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from latephase.checks import boolean, non_negative, positive_bounds, vector_map
+from latephase.checks import boolean, function, non_negative, positive_bounds, vector_map
 from latephase.checkups import (
     check_deterministic,
     refuse_cached_parametrizations,
     refuse_missing_closure,
     warn_caller,
 )
+from latephase.curvature.returned import Forward
+from latephase.distributed import Ranks
 from latephase.objective import Objective
-from latephase.parameters import Parameters
+from latephase.parameters import Parameters, refuse_sharded
 from latephase.parts.damping import clipped
 from latephase.records import Outcome, StepRecord, StepUndoneWarning
 from latephase.transaction import Transaction, settled
@@ -29,6 +31,8 @@ from latephase.transaction import Transaction, settled
 Operator = Callable[[Tensor], Tensor]
 
 OPTIONS = ("lr", "damping", "weight_decay")
+BEFORE_A_STEP = "parameters, options or the remembered solution before a step"
+AFTER_A_STEP = "parameters, options or the outcome after a step"
 
 
 class DampedOptimizer(torch.optim.Optimizer, ABC):
@@ -40,6 +44,10 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         damping_bounds: λ stays between these, 0 < lower ≤ upper.
         verbose: Whether to print each step's record.
     """
+
+    _closure: Forward | None = None  # not of the state: a copy has none
+    _evaluate: Forward | None = None
+    _gradient: Tensor | None = None  # of the present step
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, float], damping_bounds: tuple[float, float], verbose: bool
@@ -59,6 +67,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         self,
         build: Callable[[Parameters, Transaction], Objective],
         M: Operator | None,
+        ranks: Ranks,
         *,
         test_deterministic: bool,
     ) -> float:
@@ -73,21 +82,48 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         parameters = Parameters(self.param_groups)
 
         def attempt(transaction: Transaction) -> StepRecord:
+            ranks.same(BEFORE_A_STEP, [transaction.theta, self._last_solution(parameters)], self._options())
             objective = build(parameters, transaction)
             if test_deterministic and parameters.tensors:
                 check_deterministic(parameters, *(build(parameters, transaction) for _ in range(2)))
             update = self._update if parameters.tensors else self._nothing_to_do
-            return dataclasses.replace(update(objective, parameters, M), counts=objective.counts)
+            record = update(objective, parameters, M)
+            if self._gradient is not None:
+                self._gradient -= parameters.spread("weight_decay") * transaction.theta
+            ranks.same(
+                "parameters, options or the outcome after a step",
+                [parameters.read()],
+                [self._options(), record.outcome],
+            )
+            return dataclasses.replace(record, counts=objective.counts)
 
         with torch.enable_grad():
             record = settled(parameters, attempt, optimizer=self, undone=lambda record: record.outcome.undone)
         self._opt_called = True  # What a learning rate scheduler looks for; it only sees step() by itself.
         self.last_step = dataclasses.replace(record, seconds=time.perf_counter() - start)
-        if self.verbose:
+        if not record.outcome.undone and self._gradient is not None:
+            for p, piece in zip(parameters.tensors, parameters.split(self._gradient), strict=True):
+                p.grad = piece
+        self._gradient = None
+        if self.verbose and ranks.first:
             print(self.last_step)  # noqa: T201
         if record.outcome.undone:
             warn_caller(record.outcome.value, StepUndoneWarning)
         return record.loss_after
+
+    def set_closure(self, closure: Forward | None, evaluate: Forward | None = None) -> None:
+        """Set what a step uses that is called without a closure, as by a trainer that passes none on.
+
+        Args:
+            closure: As for `step`; it may be set afresh for each batch, or look up the present one. None for none.
+            evaluate: Likewise.
+        """
+        self._closure = None if closure is None else function("closure", closure)
+        self.set_evaluation(evaluate)
+
+    def set_evaluation(self, evaluate: Forward | None) -> None:
+        """Set what a step judges itself by that is called without `evaluate`, whatever its closure; None for none."""
+        self._evaluate = None if evaluate is None else function("evaluate", evaluate)
 
     def _without_closure(self) -> None:
         """Do nothing where a checkpointing tool calls a fresh optimizer to make it create its state; else refuse."""
@@ -100,7 +136,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
 
     def _opened(self, loss_model: float | None, loss_0: float, g: Tensor) -> StepRecord:
         """Open the record of a step; it ends here if a number is not finite, or if there is nowhere to go."""
-        damping = self._first("damping")
+        damping, self._gradient = self._first("damping"), g.clone()
         record = StepRecord(Outcome.ACCEPTED, loss_model, loss_0, loss_0, damping, damping, grad_norm=float(g.norm()))
         if loss_model is not None and not math.isfinite(loss_model):
             return dataclasses.replace(record, outcome=Outcome.NON_FINITE_LOSS)
@@ -111,6 +147,10 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         return record if bool(g.any()) else dataclasses.replace(record, outcome=Outcome.ZERO_GRADIENT)
 
     # ------------------------------------------------------------------ state
+
+    def _options(self) -> list[list[float]]:
+        """The options of all groups."""
+        return [[float(group[name]) for name in OPTIONS] for group in self.param_groups]
 
     def _first(self, option: str) -> float:
         """An option of the first parameter group, the one that records name."""
@@ -139,6 +179,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
         options = self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        refuse_sharded(self.param_groups[-1]["params"])
         self.param_groups[-1].update(options)
         for p in self.param_groups[-1]["params"]:
             if p.requires_grad:

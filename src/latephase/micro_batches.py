@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from latephase.checks import function, non_negative, pairs
 from latephase.curvature.returned import Forward
+from latephase.distributed import ALONE, Ranks
 
 Pair = tuple[object, object]
 Model = Callable[..., object]
@@ -39,6 +40,20 @@ class Batches(NamedTuple):
     evaluation: Sequence[MicroBatch]
 
 
+def shared(name: str, weight: object, ranks: Ranks) -> float:
+    """Return a rank's weight over the sum of all ranks'; 1 for a rank alone.
+
+    Raises:
+        TypeError: If the weight is not a number.
+        ValueError: If it is negative or not finite, or all are 0.
+    """
+    own = non_negative(name, weight)
+    total = ranks.number(f"the sum of {name}", lambda: own)
+    if total == 0.0:
+        raise ValueError(f"{name} must not be 0 for all")
+    return own / total
+
+
 class Cutter:
     """Makes closures from lists of `(inputs, targets)`.
 
@@ -51,6 +66,7 @@ class Cutter:
             `targets.shape[0]`; or a function `targets -> weight` for losses that are means over something else,
             such as the tokens that are not padding.
         device: Inputs and targets are moved there when they are used.
+        ranks: The processes that have other micro-batches of the same batch.
 
     Raises:
         TypeError: If model or loss function cannot be called.
@@ -63,7 +79,9 @@ class Cutter:
         loss_func: LossFunction,
         reduction: Reduction,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._model = function("model", model)
         self._loss_func = function("loss_func", loss_func)
         if reduction not in ("mean", "sum") and not callable(reduction):
@@ -81,7 +99,9 @@ class Cutter:
         """
         entries = pairs(name, datalist)
         counts = [_weight(targets, self._reduction) for _, targets in entries]
-        total = 1.0 if self._reduction == "sum" else sum(counts)
+        total = 1.0
+        if self._reduction != "sum":
+            total = self._ranks.number(f"the sum of weights of {name}", lambda: float(sum(counts)))
         if total == 0.0:
             raise ValueError(f"reduction={self._reduction!r} gives all micro-batches the weight 0")
         for entry in entries:

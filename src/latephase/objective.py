@@ -14,6 +14,7 @@ from latephase.checks import real_vector, vector_map
 from latephase.curvature.accumulate import Accumulated, Kind, Term
 from latephase.curvature.point import evaluate
 from latephase.curvature.returned import loss_and_outputs
+from latephase.distributed import ALONE, Ranks
 from latephase.failures import is_failed_trial
 from latephase.micro_batches import Batches
 from latephase.parameters import Parameters
@@ -80,6 +81,7 @@ class ClosureObjective:
         kind: The kind of curvature.
         given: What need not be computed.
         in_memory: How many micro-batches' graphs may be in memory at once.
+        ranks: The processes over which all sums are taken; weights are those in the sum over all of them.
     """
 
     def __init__(
@@ -90,7 +92,9 @@ class ClosureObjective:
         kind: Kind,
         given: Given = Given(),  # noqa: B008 — a tuple
         in_memory: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._parameters, self._transaction = parameters, transaction
         self._theta = transaction.theta
         self._weight_decay = parameters.spread("weight_decay")
@@ -103,6 +107,7 @@ class ClosureObjective:
         ]
         self._curvature = None if self._mvp else Accumulated(terms, kind, in_memory)
         self._losses = self._gradients = self._products = 0
+        self._loss_model = math.nan
 
     @property
     def counts(self) -> Counts:
@@ -114,90 +119,126 @@ class ClosureObjective:
         """See `Objective`."""
         loss_model, gradient = self._loss_and_gradient()
         if self._curvature is not None:
-            self._curvature.prepare()
-        if self._batches.evaluation == self._batches.gradient and loss_model is not None:
+            self._ranks.each("the curvature", self._curvature.prepare)
+        judged_already = self._batches.evaluation == self._batches.gradient and loss_model is not None
+        unknown = self._ranks.number("whether the loss is known", lambda: float(not judged_already))
+        if loss_model is not None and unknown == 0.0:
             loss = loss_model
         else:
-            loss = self._loss_here(self._theta)
+            loss = self._ranks.number("the loss", self._loss_here) + self._penalty(self._theta)
         return Expansion(self._theta, loss_model, loss, gradient, _ModelCurvature(self))
 
     def loss(self, theta: Tensor) -> float:
         """See `Objective`. A graph is built, as for any closure: it may differentiate inside."""
-        try:
-            with at_trial_point(self._parameters, theta, self._theta):
-                return self._loss_here(theta)
-        except Exception as error:
-            if is_failed_trial(error):
-                return math.inf
-            raise
+        return self._ranks.number("the loss at a trial point", lambda: self._loss_at(theta)) + self._penalty(theta)
 
     def gradient(self, theta: Tensor) -> tuple[float, Tensor] | None:
         """See `Objective`."""
         if self._grad is not None:
             return None
-        loss, gradient = self._penalty(theta), self._weight_decay * theta
-        tensors = self._parameters.tensors
-        with at_trial_point(self._parameters, theta, self._theta):
-            for number, (forward, weight) in enumerate(self._batches.gradient):
-                with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
-                    value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)
-                with evaluation.as_left():
-                    pieces = torch.autograd.grad(value, tensors, allow_unused=True)
-                gradient += weight * self._parameters.join(pieces)
-                loss += weight * float(value.detach())
-                self._gradients += 1
-        return loss, gradient
+        gradient = self._ranks.sum("the gradient at a trial point", lambda: self._gradient_at(theta))
+        loss = self._ranks.number("its loss", lambda: self._loss_model)
+        return loss + self._penalty(theta), gradient.add_(self._weight_decay * theta)
 
     def _loss_and_gradient(self) -> tuple[float | None, Tensor]:
-        """The loss on B and its gradient; what stays in memory for the curvature is handed over to it."""
-        gradient = self._weight_decay * self._theta
+        """The loss on B and its gradient."""
+        gradient = self._ranks.sum("the gradient", self._gradient_here)
+        gradient += self._weight_decay * self._theta
         if self._grad is not None:
-            return None, self._grad + gradient
-        loss = self._penalty(self._theta)
-        for number, (forward, weight) in enumerate(self._batches.gradient):
-            point = evaluate(forward, self._parameters, self._transaction.repeat(number))
-            needs_graph = self._curvature is not None and self._curvature.needs_graph(forward, point)
-            gradient += weight * point.gradient(retain_graph=needs_graph)
-            loss += weight * float(point.loss.detach())
-            self._gradients += 1
-            if self._curvature is not None:
-                self._curvature.take_over(forward, point)
-        return loss, gradient
+            return None, gradient
+        return self._ranks.number("the loss on the model batch", lambda: self._loss_model) + self._penalty(
+            self._theta
+        ), gradient
 
     def product(self, v: Tensor) -> Tensor:
         """Return Cv on B, weight decay included."""
         self._products += 1
-        curvature = self._mvp if self._curvature is None else self._curvature
-        assert curvature is not None
-        return plus_scaled(curvature(v), self._weight_decay, v)
+        return plus_scaled(self._ranks.sum("a product", lambda: self._product(v)), self._weight_decay, v)
 
     def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
         """Return C on B as a product of matrices, or say why there is none; see `Curvature.factor`."""
         if self._curvature is None:
             return "the products are the caller's own"
-        made = self._curvature.factor(accept)
-        if isinstance(made, str):
-            return made
+        sizes = self._ranks.gather("the size of the rows", self._curvature.size)
+        known = [size for size in sizes if not isinstance(size, str)]
+        if len(known) < len(sizes):
+            return next(reason for reason in sizes if isinstance(reason, str))
+        rows, samples = map(sum, zip(*known, strict=True))
+        if not accept(rows, samples):
+            return f"{rows} rows of {samples} samples are more than the solver takes"
+        made = self._ranks.each("the rows", self._curvature.factor)
+        reasons = self._ranks.gather("why there are none", lambda: made if isinstance(made, str) else "")
+        if isinstance(made, str) or any(reasons):
+            return next(filter(None, reasons))
         R, rho, passes = made
         self._products += passes
-        return Factor(R, rho, self._weight_decay)
+        return Factor(self._ranks.rows("R", lambda: R), self._ranks.rows("ρ", lambda: rho), self._weight_decay)
 
     def change(self, p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) on B; see `Curvature.change`."""
         assert self._curvature is not None
         self._losses += len(self._batches.curvature)
-        return self._curvature.change(p)
+        return self._ranks.rows("the change of the outputs", partial(self._curvature.change, p))
 
     def pulled_change(self, p: Tensor) -> Tensor | None:
         """Return Jᵀ H (z(θ + p) − z(θ)) on B; see `Curvature.pulled_change`."""
         if self._curvature is None:
             return None
         self._losses += len(self._batches.curvature)
-        return self._curvature.pulled_change(p)
+        pulled = self._ranks.each("the change of the outputs", partial(self._curvature.pulled_change, p))
+        missing = self._ranks.number("whether it is there", lambda: float(pulled is None))
+        return None if pulled is None or missing > 0.0 else self._ranks.sum("its pull-back", lambda: pulled)
 
-    def _loss_here(self, theta: Tensor) -> float:
-        """The loss on B̄ where the parameters are, which is `theta`."""
-        loss = self._penalty(theta)
+    # ------------------------------------------------------------------ this rank's part, without weight decay
+
+    def _gradient_here(self) -> Tensor:
+        """The gradient on B at θ; what stays in memory for the curvature is handed over to it."""
+        if self._grad is not None:
+            return self._batches.gradient[0].weight * self._grad
+        gradient, self._loss_model = torch.zeros_like(self._theta), 0.0
+        for number, (forward, weight) in enumerate(self._batches.gradient):
+            point = evaluate(forward, self._parameters, self._transaction.repeat(number))
+            needs_graph = self._curvature is not None and self._curvature.needs_graph(forward, point)
+            gradient += weight * point.gradient(retain_graph=needs_graph)
+            self._loss_model += weight * float(point.loss.detach())
+            self._gradients += 1
+            if self._curvature is not None:
+                self._curvature.take_over(forward, point)
+        return gradient
+
+    def _gradient_at(self, theta: Tensor) -> Tensor:
+        """The gradient on B at a trial point."""
+        gradient, self._loss_model = torch.zeros_like(theta), 0.0
+        with at_trial_point(self._parameters, theta, self._theta):
+            for number, (forward, weight) in enumerate(self._batches.gradient):
+                with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
+                    value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)
+                with evaluation.as_left():
+                    pieces = torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
+                gradient += weight * self._parameters.join(pieces)
+                self._loss_model += weight * float(value.detach())
+                self._gradients += 1
+        return gradient
+
+    def _product(self, v: Tensor) -> Tensor:
+        if self._curvature is not None:
+            return self._curvature(v)
+        assert self._mvp is not None
+        return self._batches.curvature[0].weight * self._mvp(v)
+
+    def _loss_at(self, theta: Tensor) -> float:
+        """The loss on B̄ at a trial point; infinite where there is none."""
+        try:
+            with at_trial_point(self._parameters, theta, self._theta):
+                return self._loss_here()
+        except Exception as error:
+            if is_failed_trial(error):
+                return math.inf
+            raise
+
+    def _loss_here(self) -> float:
+        """The loss on B̄ where the parameters are."""
+        loss = 0.0
         for number, (forward, weight) in enumerate(self._batches.evaluation):
             with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
                 value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)

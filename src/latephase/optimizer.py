@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latephase.checks import boolean, choice, floating_dtype, function, pairs, positive_integer
-from latephase.checkups import refuse_grad_scaler, refuse_several_processes
+from latephase.checkups import refuse_grad_scaler
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.returned import Forward
 from latephase.damped_optimizer import DampedOptimizer
-from latephase.micro_batches import Batches, Cutter, LossFunction, MicroBatch, Model, Pair, Reduction
+from latephase.distributed import Ranks, check_group, find_ranks
+from latephase.micro_batches import Batches, Cutter, LossFunction, MicroBatch, Model, Pair, Reduction, shared
 from latephase.objective import ClosureObjective, Given, Objective, TrialLosses
 from latephase.parameters import Parameters
 from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
@@ -67,6 +69,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         damping_rule: What changes λ, instead of `adapt_damping`.
         backtracking: What chooses among the solver's steps, instead of `use_cg_backtracking`.
         line_search: What chooses the step size, instead of `use_linesearch`.
+        process_group: The processes that take each step together, on the sum over all of their batches: None for this
+            one alone, `"world"`, or a group of `torch.distributed`. All must begin with the same parameters, and
+            make the same calls; see docs/scale.md.
 
     Attributes:
         last_step: The `StepRecord` of the last step; None before the first.
@@ -115,7 +120,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         damping_rule: DampingRule | None = None,
         backtracking: StepChoice | None = None,
         line_search: LineSearch | None = None,
+        process_group: object | None = None,
     ) -> None:
+        self.process_group = check_group(process_group)
         options = Options(floating_dtype("product_dtype", product_dtype), boolean("compile", compile))
         ggn = choice("curvature_opt", curvature_opt, ["ggn", "hessian"]) == "ggn"
         self.kind = Kind(GGN, options) if ggn else Kind(Hessian, DEFAULT_OPTIONS)
@@ -193,29 +200,34 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
 
     def step(  # type: ignore[override]
         self,
-        forward: Forward | None = None,
+        closure: Forward | None = None,
         grad: Tensor | None = None,
         mvp: Operator | None = None,
         M_func: Operator | None = None,
         test_deterministic: bool = False,
         *,
         evaluate: Forward | None = None,
-        closure: Forward | None = None,
+        forward: Forward | None = None,
+        weight: float = 1.0,
+        evaluate_weight: float | None = None,
     ) -> float | None:
-        """Take one step.
+        """Take one step. Afterwards `.grad` holds the loss's gradient on B, as loggers like to read it.
 
         Args:
-            forward: Returns `(loss, outputs)` on the model batch B; or is an ordinary closure, for any optimizer: the
+            closure: Returns `(loss, outputs)` on the model batch B; or is an ordinary closure, for any optimizer: the
                 loss is what it calls `backward` on (or returns), and the outputs are what its losses are taken of, see
                 docs/curvature.md. `curvature_opt="hessian"` needs no outputs. `backward` and `zero_grad` do nothing
-                here.
+                here. Default: what `set_closure` has set.
             grad: The gradient on B, shape (P,), where you have it already; weight decay is added to it.
             mvp: `v -> Cv`, the curvature on B, where you have it already; weight decay and damping are added.
             M_func: `v -> Mv`, an approximation of the inverse of the *damped* curvature, see `get_preconditioner`.
             test_deterministic: Whether to check first that loss and products are the same when evaluated twice.
             evaluate: Returns the loss, or `(loss, outputs)`, on the evaluation batch B̄, which should be disjoint
-                from B (Tatzel et al. 2022, Section 2). Default: `forward`.
-            closure: Another name for `forward`, the one that PyTorch's own tools use.
+                from B (Tatzel et al. 2022, Section 2). Default: what `set_evaluation` has set; else `closure`.
+            forward: Another name for `closure`, the one that the authors' code uses.
+            weight: With a `process_group`, this rank's share of B, ≥ 0, in any unit (samples, say): losses, gradients
+                and products are averaged over the ranks with these weights.
+            evaluate_weight: Likewise its share of B̄. Default: `weight`.
 
         Returns:
             The objective on B̄ after the step; None for a first `step(None)`, which does nothing.
@@ -223,27 +235,34 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         Raises:
             TypeError: For an argument of another type, or a closure that returns something else.
             ValueError: For one that is out of range, likewise. Nothing has changed then.
+            RankError: If another rank failed. Nothing has changed then, either, on any of them.
 
         Warns:
             StepUndoneWarning: If a number was not finite. Nothing has changed then; see `last_step.outcome`.
         """
-        refuse_grad_scaler(self)
-        if forward is not None and closure is not None:
-            raise TypeError("forward and closure are two names of one argument; give one of them, not both")
-        forward = closure if forward is None else forward
-        if forward is None:
-            self._without_closure()
-            return None
-        if grad is None or mvp is None:
-            refuse_several_processes()
-        model = [MicroBatch(function("forward", forward))]
-        evaluation = model if evaluate is None else [MicroBatch(function("evaluate", evaluate))]
-        batches, given = Batches(model, model, evaluation), Given(grad, mvp)
-        return self._run(
-            lambda parameters, transaction: ClosureObjective(parameters, transaction, batches, self.kind, given),
-            M_func,
-            test_deterministic=test_deterministic,
-        )
+        with self._attended(by_hand=grad is not None and mvp is not None) as ranks:
+            if forward is not None and closure is not None:
+                raise TypeError("closure and forward are two names of one argument; give one of them, not both")
+            closure = next((one for one in (closure, forward, self._closure) if one is not None), None)
+            ranks.same("whether there is a closure", [], closure is None)
+            if closure is None:
+                self._without_closure()
+                return None
+            evaluate = self._evaluate if evaluate is None else evaluate
+            model = [MicroBatch(function("closure", closure), shared("weight", weight, ranks))]
+            evaluation = model
+            if evaluate is not None or evaluate_weight is not None:
+                share = shared("evaluate_weight", weight if evaluate_weight is None else evaluate_weight, ranks)
+                evaluation = [MicroBatch(function("evaluate", closure if evaluate is None else evaluate), share)]
+            batches, given = Batches(model, model, evaluation), Given(grad, mvp)
+            return self._run(
+                lambda parameters, transaction: ClosureObjective(
+                    parameters, transaction, batches, self.kind, given, ranks=ranks
+                ),
+                M_func,
+                ranks,
+                test_deterministic=test_deterministic,
+            )
 
     @torch.optim.Optimizer.profile_hook_step  # step hooks are called, as PyTorch sees to for `step` by itself
     def acc_step(
@@ -277,23 +296,31 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         Returns:
             The objective on B̄ after the step.
         """
-        refuse_grad_scaler(self)
-        refuse_several_processes()
-        positive_integer("micro_batches_in_memory", micro_batches_in_memory)
-        cut = Cutter(model, loss_func, reduction, Parameters(self.param_groups).device)
-        loss_datalist = pairs("loss_datalist", loss_datalist)
-        batches = Batches(
-            gradient=cut("grad_datalist", loss_datalist if grad_datalist is None else grad_datalist),
-            curvature=cut("mvp_datalist", loss_datalist if mvp_datalist is None else mvp_datalist),
-            evaluation=cut("loss_datalist", loss_datalist),
-        )
-        return self._run(
-            lambda parameters, transaction: ClosureObjective(
-                parameters, transaction, batches, self.kind, in_memory=micro_batches_in_memory
-            ),
-            M_func,
-            test_deterministic=test_deterministic,
-        )
+        with self._attended() as ranks:
+            positive_integer("micro_batches_in_memory", micro_batches_in_memory)
+            cut = Cutter(model, loss_func, reduction, Parameters(self.param_groups).device, ranks)
+            loss_datalist = pairs("loss_datalist", loss_datalist)
+            batches = Batches(
+                gradient=cut("grad_datalist", loss_datalist if grad_datalist is None else grad_datalist),
+                curvature=cut("mvp_datalist", loss_datalist if mvp_datalist is None else mvp_datalist),
+                evaluation=cut("loss_datalist", loss_datalist),
+            )
+            return self._run(
+                lambda parameters, transaction: ClosureObjective(
+                    parameters, transaction, batches, self.kind, in_memory=micro_batches_in_memory, ranks=ranks
+                ),
+                M_func,
+                ranks,
+                test_deterministic=test_deterministic,
+            )
+
+    @contextmanager
+    def _attended(self, *, by_hand: bool = False) -> Iterator[Ranks]:
+        """Find those who take the step together, and tell them of exceptions here."""
+        ranks = find_ranks(self.process_group, self.param_groups[0]["params"][0].device, by_hand=by_hand)
+        with ranks.attended():
+            refuse_grad_scaler(self)
+            yield ranks
 
 
 def _outcome(factor: float, unmoved: bool) -> Outcome:

@@ -78,6 +78,16 @@ class Parameters:
         return torch.cat([torch.full((n,), value, dtype=self.dtype, device=self.device) for value, n in values])
 
 
+def refuse_sharded(tensors: Iterable[Tensor]) -> None:
+    """Raise TypeError if one is spread over several processes."""
+    for p in tensors:
+        if type(p.data).__name__ == "DTensor":  # its own module takes long to import
+            raise TypeError(
+                f"a parameter of shape {tuple(p.shape)} is a DTensor, as FSDP2 and tensor parallelism make them, but θ "
+                'must be whole on each rank: leave the parameters as they are, with HessianFree(process_group="world")'
+            )
+
+
 def _check_supported(p: Tensor, device: torch.device) -> None:
     if p.device != device:
         raise ValueError(

@@ -12,6 +12,7 @@ from latephase.checks import choice, function, pairs, positive_fraction
 from latephase.checkups import differing_parts, fingerprint
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.fisher import diagonal_empirical_fisher
+from latephase.distributed import find_ranks
 from latephase.micro_batches import Batches, Cutter, LossFunction, Model, Pair, Reduction
 from latephase.objective import ClosureObjective
 from latephase.parameters import Parameters
@@ -27,10 +28,12 @@ class PublishedHelpers:
     Attributes:
         param_groups: Its groups.
         kind: The kind of curvature of its steps.
+        process_group: The processes whose inputs count together.
     """
 
     param_groups: list[dict[str, Any]]
     kind: Kind
+    process_group: object | None
 
     def get_preconditioner(
         self,
@@ -68,9 +71,17 @@ class PublishedHelpers:
         choice("reduction", reduction, ["mean", "sum"])
         exponent = 0.75 if exponent is None else positive_fraction("exponent", exponent)
         parameters = Parameters(self.param_groups)
-        transaction = Transaction(parameters)
-        with transaction.evaluation():
-            diagonal = diagonal_empirical_fisher(model, loss_func, inputs, targets, parameters, reduction=reduction)
+        ranks = find_ranks(self.process_group, parameters.device)
+
+        def weighted() -> Tensor:
+            share = len(inputs) / max(examples, 1.0) if reduction == "mean" else 1.0
+            with Transaction(parameters).evaluation():
+                return share * diagonal_empirical_fisher(
+                    model, loss_func, inputs, targets, parameters, reduction=reduction
+                )
+
+        examples = ranks.number("the number of inputs", lambda: len(inputs))
+        diagonal = ranks.sum("the diagonal of the Fisher matrix", weighted)
         diagonal += parameters.spread("weight_decay")
         return diagonal_preconditioner(diagonal, parameters.spread("damping"), exponent)
 

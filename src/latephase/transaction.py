@@ -129,8 +129,6 @@ class Transaction:
         Raises:
             ParametersWrittenError: If this is the first evaluation, and it wrote to the parameters.
             RuntimeError: If the closure works on a `.grad` that it does not have here.
-            TypeError: If the closure does, for another reason.
-            AttributeError: Likewise.
         """
         self._seed(micro_batch)
         _quieten_compiler_about_hooks()
@@ -141,15 +139,6 @@ class Transaction:
         try:
             with watch:
                 yield evaluation
-        except (TypeError, AttributeError) as error:
-            if watch.read_grad_after_backward:
-                raise RuntimeError(
-                    "the closure edits the .grad of a parameter after backward(), which has no influence here: the "
-                    "step differentiates the loss that the closure returns, and .grad stays None in it. Put the edit "
-                    "into the loss, register a hook on the parameter (p.register_hook), or give the step a gradient "
-                    "of your own: opt.step(closure, grad=...)"
-                ) from error
-            raise
         finally:
             watch.differentiated.clear()  # they hold graphs
             written = self._parameters_written(versions)
@@ -296,8 +285,9 @@ def _refuse_distributed(module: nn.Module) -> None:
     name = type(module).__name__
     if name in ("DistributedDataParallel", "FullyShardedDataParallel") or name.startswith("FSDP"):
         raise RuntimeError(
-            f"the model is wrapped in {name}, which averages gradients over processes only in backward(); a step would "
-            "take each process elsewhere. Use the module inside the wrapper on one process"
+            f"the model is wrapped in {name}, which averages gradients over processes only in backward(), where a step "
+            "does not go. Call the module inside the wrapper (model.module), and let "
+            'HessianFree(process_group="world") do the averaging'
         )
 
 

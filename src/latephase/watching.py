@@ -162,7 +162,6 @@ class Watch(TorchFunctionMode):
         self.skipped_backward = False
         self.differentiated: list[Tensor] = []
         self._weighted = False
-        self.read_grad_after_backward = False
 
     def __enter__(self) -> Watch:
         super().__enter__()
@@ -223,13 +222,29 @@ class Watch(TorchFunctionMode):
     def _grad(self, what: Kind, args: tuple[object, ...]) -> None:
         """A parameter's `.grad`, which is None here, and which only None may be assigned to."""
         if what is Kind.GRAD_READ:
-            self.read_grad_after_backward |= self.skipped_backward
+            # Clipping would do nothing then, in silence; that `zero_grad` finds nothing is as it should be.
+            if self.skipped_backward and _name_of_reader() != "zero_grad":
+                raise RuntimeError(
+                    "the closure reads the .grad of a parameter after backward(), to clip or edit it perhaps, which "
+                    "has no influence here: the step differentiates the loss that the closure returns, and .grad stays "
+                    "None in it. Put the edit into the loss, register a hook on the parameter (p.register_hook), or "
+                    "give the step a gradient of your own: opt.step(closure, grad=...). To log it, read .grad after "
+                    "the step; damping and line search keep steps short without clipping"
+                )
         elif len(args) > 1 and args[1] is not None:
             raise RuntimeError(
                 "the closure assigns to the .grad of a parameter, which has no influence here: the step differentiates "
                 "the loss that the closure returns. Return (loss, outputs) and leave .grad alone; a gradient of your "
                 "own goes into opt.step(closure, grad=...)"
             )
+
+
+def _name_of_reader() -> str:
+    """The name of the function whose access to a tensor is being handled."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_name in ("_grad", "__torch_function__"):
+        frame = frame.f_back
+    return frame.f_code.co_name
 
 
 def _written(what: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -97,15 +97,8 @@ class Accumulated:
         assert total is not None
         return total
 
-    def factor(self, accept: Callable[[int, int], bool]) -> tuple[Tensor, Tensor, int] | str:
-        """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
-
-        Args:
-            accept: Says whether so many rows, of so many samples, are not too many.
-
-        Returns:
-            R, ρ, and how many backward passes the rows took; or the reason.
-        """
+    def size(self) -> tuple[int, int] | str:
+        """Return how many rows `factor` has, of how many samples, or say why it has none."""
         if len(self._kept) < len({term.forward for term in self._terms}):
             return "not all micro-batches of the curvature are in memory at once (micro_batches_in_memory)"
         operators = self._ggns()
@@ -113,12 +106,20 @@ class Accumulated:
             return "the Hessian of the loss is no product of matrices"
         try:
             self._roots = [operator.roots() for operator in operators]
-            rows, samples = (
-                sum(numbers) for numbers in zip(*((r.rows, len(r.blocks)) for r in self._roots), strict=True)
-            )
-            if not accept(rows, samples):
-                return f"{rows} rows of {samples} samples are more than the solver takes"
-            pieces = [operator.rows(root) for operator, root in zip(operators, self._roots, strict=True)]
+        except NotBySampleError as error:
+            return str(error)
+        return sum(root.rows for root in self._roots), sum(len(root.blocks) for root in self._roots)
+
+    def factor(self) -> tuple[Tensor, Tensor, int] | str:
+        """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
+
+        `size` is asked first.
+
+        Returns:
+            R, ρ, and how many backward passes the rows took; or the reason.
+        """
+        try:
+            pieces = [operator.rows(root) for operator, root in zip(self._ggns(), self._roots, strict=True)]
         except NotBySampleError as error:
             return str(error)
         for term, (R, rho) in zip(self._terms, pieces, strict=True):
