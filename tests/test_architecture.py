@@ -18,7 +18,7 @@ ROOT = Path(latephase.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["study"],
+    ["study", "integrations"],
     ["__init__"],  # the public names
     ["finishing"],
     ["strategies"],
@@ -177,6 +177,7 @@ def test_records_import_nothing_of_the_package() -> None:
 
 # What is imported only where it is asked for, and done without where it is missing.
 OPTIONAL = {
+    "integrations.lightning": ["lightning"],
     "finishing.picture": ["matplotlib"],
     "finishing.progress": ["rich"],
     "finishing.report": ["matplotlib"],

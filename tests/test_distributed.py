@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, Solver
 from latephase.parts.solver import Path as Steps
 
+ROOT = Path(__file__).parents[1]
 CUTS = {1: [60], 2: [13, 47], 4: [7, 33, 10, 10]}  # how many samples each rank has, of 60
 DTYPES = {32: torch.float32, 64: torch.float64}
 SOLVERS = ["cg", "krylov", "direct", "quasi-newton"]
@@ -510,6 +512,17 @@ def test_a_group_of_one_changes_nothing(solver: str) -> None:
         results.append(flat(model))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_the_example_of_the_docs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "scale.md", "exec"), namespace)
+    x = torch.randn(20, 4)
+    model = namespace["train"](0, x, x[:, :1] * x[:, 1:2])
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert F.mse_loss(model(x), x[:, :1] * x[:, 1:2]) < 1.0
 
 
 def test_a_group_needs_to_be_initialised() -> None:

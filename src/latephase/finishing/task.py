@@ -76,12 +76,12 @@ def _groups(optimizer: torch.optim.Optimizer | None) -> tuple[Group, ...]:
     if optimizer is None:
         return ()
     return tuple(
-        {"params": [p for p in group["params"] if p.requires_grad], "weight_decay": _l2(optimizer, group)}
+        {"params": [p for p in group["params"] if p.requires_grad], "weight_decay": l2(optimizer, group)}
         for group in optimizer.param_groups
     )
 
 
-def _l2(optimizer: torch.optim.Optimizer, group: dict[str, object]) -> float:
+def l2(optimizer: torch.optim.Optimizer, group: dict[str, object]) -> float:
     """Return wd of the L2 term ½·wd·‖θ‖² in the objective; decoupled weight decay (AdamW's) is no part of that."""
     decoupled = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
     known = type(optimizer).__module__.startswith("torch.optim") or type(optimizer).__name__ == "HessianFree"

@@ -64,7 +64,10 @@ class CG:
         warm_started = path.values[0] < 0.0
         # The zero iterate of a cold start is no step.
         steps = path.iterates if warm_started else path.iterates.without(0)
-        return Path(steps, path.values[-1], path.last, path.stop, warm_started, method="conjugate gradients")
+        return Path(
+            steps, path.values[-1], path.last, path.stop, warm_started, curvature=path.curvature,
+            method="conjugate gradients",
+        )  # fmt: skip
 
     def _start(self, last_solution: Tensor | None) -> Tensor | None:
         if last_solution is None:

@@ -65,11 +65,13 @@ class CGPath(NamedTuple):
         iterates: Those that were to be kept, and the last.
         values: φ(x_i) for i = 0, 1, …: the quadratic model's change from zero. All finite.
         stop: Why the iteration ended.
+        curvature: The largest dᵀAd / dᵀd of its directions.
     """
 
     iterates: Iterates
     values: list[float]
     stop: CGStop
+    curvature: float
 
     @property
     def last(self) -> int:
@@ -232,4 +234,6 @@ class _Path:
     def ended(self, stop: CGStop) -> CGPath:
         last = len(self._values) - 1
         numbers = sorted({*(n for n in self._keep if n <= last), last})
-        return CGPath(Iterates(numbers, {**self._kept, last: self._x}, self._walk_to), self._values, stop)
+        return CGPath(
+            Iterates(numbers, {**self._kept, last: self._x}, self._walk_to), self._values, stop, self._largest_curvature
+        )

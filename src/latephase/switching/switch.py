@@ -222,7 +222,15 @@ class PhaseSwitch(torch.optim.Optimizer):
             return
         reason = why_now(self.when, self.steps, loss, self.first)
         if reason is not None:
-            self.phase, self.reason, self.failures = "second", reason + self._carried_over(), 0
+            self.hand_over(reason)
+
+    def hand_over(self, reason: str = "handed over by hand") -> None:
+        """Go on with the second optimizer, whatever `when` says.
+
+        Args:
+            reason: Why, in words.
+        """
+        self.phase, self.reason, self.failures = "second", reason + self._carried_over(), 0
 
     def _carried_over(self) -> str:
         """Let λ begin where Adam's second moments say; return that in words."""
