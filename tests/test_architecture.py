@@ -178,6 +178,7 @@ def test_records_import_nothing_of_the_package() -> None:
 # What is imported only where it is asked for, and done without where it is missing.
 OPTIONAL = {
     "integrations.lightning": ["lightning"],
+    "integrations.transformers": ["transformers"],
     "finishing.picture": ["matplotlib"],
     "finishing.progress": ["rich"],
     "finishing.report": ["matplotlib"],
