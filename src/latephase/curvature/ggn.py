@@ -48,6 +48,9 @@ class GGN(CurvatureOperator[Factors]):
         point: Loss, outputs and graph.
         options: How products are computed.
 
+    Attributes:
+        outputs: How many numbers the outputs are.
+
     Raises:
         ValueError: If there are no outputs with a graph, or the loss was not computed from them.
         CurvatureError: If there is no way to form products.
@@ -78,6 +81,7 @@ class GGN(CurvatureOperator[Factors]):
                 "an output has a gradient hook, so that it is not clear on which side of it the GGN's two factors "
                 "meet; return what the hooked tensor was computed from, or register the hook further inside"
             )
+        self.outputs = sum(z.numel() for z in point.outputs)
         self._closed_form = closed_form(point.loss_call, point.outputs[0].detach())
         super().__init__(point, options)
         self._held_in_full: Factors | None = None

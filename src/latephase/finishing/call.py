@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from latephase import checks
+from latephase.curvature import CurvatureError, ggn
 from latephase.finishing.budget import Budget, Meter
 from latephase.finishing.candidates import STRATEGIES, candidates, usable
 from latephase.finishing.data import examples
@@ -57,7 +59,7 @@ def finish(
     Args:
         model: The network, half-trained. It is trained in place.
         loss_func: Maps (outputs, targets) to the mean loss. Without `train_data`: a closure that takes nothing and
-            returns (loss, outputs) on all the data, for losses of another form (physics-informed networks).
+            returns the loss or (loss, outputs) on all the data, for losses of another form (physics-informed networks).
         train_data: A pair of tensors (inputs, targets), a map-style data set of such pairs, a `DataLoader`, or an
             iterable of batches. See `latephase.finishing.data.examples` for what is kept in memory.
         budget: Seconds, or `"90s"`, `"10min"`, `"2h"`, which everything counts towards; or `"300gradients"`, counted
@@ -280,14 +282,21 @@ def _setting(
 
 def _size(task: Task, model: nn.Module, train: Split) -> Size:
     """Look at the outputs of an example, or at all that a closure has, of which each counts as an example's."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     few = train.take(slice(0, min(2, len(train))))
     with undisturbed(model, next(model.parameters()).device):
         outputs = task.forward(model, few)[1]
-    numbers = sum(leaf.numel() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if outputs is None:  # of a closure that returns the loss alone
+            with suppress(CurvatureError, ValueError):  # then the trial says so
+                return Size(ggn(lambda: task.forward(model, few)[0], trained).outputs, 1, _numel(trained))
+    numbers = max(_numel(pytree.tree_leaves(outputs)), 1)
     if isinstance(task, ClosureTask):
-        return Size(numbers, 1, parameters)
-    return Size(len(train), max(1, numbers // len(few)), parameters)
+        return Size(numbers, 1, _numel(trained))
+    return Size(len(train), max(1, numbers // len(few)), _numel(trained))
+
+
+def _numel(leaves: Iterable[object]) -> int:
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _check_optimizer(optimizer: object, model: nn.Module) -> None:

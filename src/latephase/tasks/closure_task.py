@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from latephase.tasks.split import Data, Split
 from latephase.tasks.task import Task
 
-Closure = Callable[[], tuple[Tensor, Tensor]]
-"""Returns the loss and the outputs that it is a function of."""
+Closure = Callable[[], Tensor | tuple[Tensor, Any]]
+"""Returns the loss, alone or with the outputs that it is a function of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +19,15 @@ class ClosureTask(Task):
     """The loss that a closure computes, always on the same data; they count as one example.
 
     Attributes:
-        closure: Returns (loss, outputs).
+        closure: Returns the loss, alone or as (loss, outputs).
     """
 
     closure: Closure
 
-    def forward(self, model: nn.Module, batch: Split) -> tuple[Tensor, Tensor]:
-        """See `Task.forward`."""
-        return self.closure()
+    def forward(self, model: nn.Module, batch: Split) -> tuple[Tensor, Any]:
+        """See `Task.forward`; the outputs are None where the closure returns none."""
+        returned = self.closure()
+        return returned if isinstance(returned, tuple) else (returned, None)
 
 
 def no_examples(device: torch.device) -> Data:
