@@ -2,8 +2,8 @@
 
     python -m benchmarks.deepxde_poisson --seconds 20 --seeds 5 --float float64
 
-The problem is DeepXDE's example `Poisson_Dirichlet_1d`: −u'' = π² sin(πx) on [−1, 1], u = 0 at the ends, 16 points inside,
-a network of three layers of 50, 10,000 steps of Adam. The error is relative, in L2, at 1,000 points.
+The problem is DeepXDE's example `Poisson_Dirichlet_1d`: −u'' = π² sin(πx) on [−1, 1], u = 0 at the ends, 16 points
+inside, a network of three layers of 50, 10,000 steps of Adam. The error is relative, in L2, at 1,000 points.
 """
 
 import argparse
@@ -12,14 +12,15 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 os.environ.setdefault("DDE_BACKEND", "pytorch")
 
-import deepxde as dde  # noqa: E402 — the backend is chosen before
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import deepxde as dde
+import numpy as np
+import torch
 
-from latephase.integrations.deepxde import finish  # noqa: E402
+from latephase.integrations.deepxde import finish
 
 WAYS = ("Adam", "L-BFGS", "NNCG", "latephase")
 X = np.linspace(-1.0, 1.0, 1000)[:, None]
@@ -66,6 +67,10 @@ def run(way: str, start: dict[str, torch.Tensor], model: dde.Model, seconds: flo
     return float(losses.sum().detach()), float(error), spent
 
 
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.2g} to {max(values):.2g})"
+
+
 def main() -> None:
     """Read the arguments, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,9 +93,7 @@ def main() -> None:
             sys.stderr.write(f"{seed} {way} {results[way][-1]}\n")
     lines = [f"| {options.float}, {options.seconds:g} s | loss | error | seconds |", "| :-- | --: | --: | --: |"]
     for way, rows in results.items():
-        cells = []
-        for values in zip(*rows, strict=True):
-            cells.append(f"{statistics.median(values):.3g} ({min(values):.2g} to {max(values):.2g})")
+        cells = [_spread(values) for values in zip(*rows, strict=True)]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
@@ -335,7 +336,7 @@ def test_damping_bounds() -> None:
     succeeding = plain(damping_bounds=(0.9, 1.2))
     succeeding.step()
     assert succeeding.opt.param_groups[0]["damping"] == succeeding.opt.last_step.next_damping == 0.9
-    failing = plain(damping_bounds=(0.9, 1.2))
+    failing = plain(damping_bounds=(0.9, 1.2), damping_rule=LevenbergMarquardt(limited=False))
     for _ in range(2):
         failing.step(mvp=lambda v: 1e-3 * v, grad=-gradient(failing.model, failing.gradient[0]))  # goes uphill
         assert failing.opt.last_step.outcome is Outcome.NO_DECREASE
@@ -1028,6 +1029,41 @@ def test_warnings_are_errors_in_these_tests() -> None:
     """Else "no warning" above would show nothing."""
     with pytest.raises(UserWarning, match="this"):
         warnings.warn("this", UserWarning, stacklevel=1)
+
+
+# ---------------------------------------------------------------------- λ where the gradient is noise
+
+
+@dataclass(frozen=True)
+class Growing(LevenbergMarquardt):
+    """Whatever happens."""
+
+    def __call__(self, actual: float, predicted: float) -> float:
+        return 1.5
+
+
+@pytest.mark.parametrize(("other_data", "limited"), [(True, True), (True, False), (False, True)])
+def test_damping_grows_beyond_the_curvature_only_where_the_model_can_be_blamed(other_data: bool, limited: bool) -> None:
+    """On other data than the model's it is the gradient's noise that parts model and loss, and λ does not mend that."""
+    problem = plain(damping=0.1, damping_rule=Growing(limited=limited))
+    data = batch(9, seed=41)
+    evaluate = closure(problem.model, data) if other_data else None
+    for _ in range(30):
+        largest = torch.linalg.eigvalsh(ggn(problem.model, problem.gradient[0])).max()
+        problem.opt.step(problem.forward, evaluate=evaluate)
+        record = problem.opt.last_step
+        if other_data and limited:
+            assert record.next_damping <= max(record.damping, float(largest) * (1 + 1e-9))
+    if other_data and limited:
+        assert 0.15 < record.next_damping < 0.1 * 1.5**29
+    else:
+        assert record.next_damping == pytest.approx(0.1 * 1.5**30, rel=1e-9)
+
+
+def test_damping_above_the_curvature_may_shrink() -> None:
+    problem = plain(damping=1e4, damping_rule=LevenbergMarquardt(decrease=0.5, lower=1e-9, upper=1e-9))
+    problem.opt.step(problem.forward, evaluate=closure(problem.model, batch(9, seed=41)))
+    assert problem.opt.last_step.next_damping == 5e3
 
 
 # ---------------------------------------------------------------------- what is set beforehand, what is left behind

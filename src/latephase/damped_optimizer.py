@@ -169,9 +169,12 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         for p, piece in zip(parameters.tensors, pieces, strict=True):
             self.state[p] = {"cg_solution": piece}
 
-    def _scale_damping(self, factor: float) -> None:
+    def _scale_damping(self, factor: float, most: float = math.inf) -> None:
+        """Multiply λ by a factor; above `most` it may shrink, but grows no more."""
         for group in self.param_groups:
-            group["damping"] = clipped(factor * float(group["damping"]), self.damping_bounds)
+            lam = float(group["damping"])
+            grown = min(factor, max(most / lam, 1.0)) if factor > 1.0 and lam > 0.0 else factor
+            group["damping"] = clipped(grown * lam, self.damping_bounds)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with its own `lr`, `damping` and `weight_decay` if it names them."""

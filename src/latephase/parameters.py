@@ -67,7 +67,8 @@ class Parameters:
         for p, tensor in zip(self.tensors, tensors, strict=True):
             if tensor is None:
                 tensor = torch.zeros_like(p, memory_format=torch.contiguous_format)
-            flat.append((tensor.to_dense() if tensor.is_sparse else tensor).detach().reshape(-1).to(self.dtype))
+            dense = tensor.to_dense() if tensor.is_sparse else tensor
+            flat.append(dense.detach().as_subclass(Tensor).reshape(-1).to(self.dtype))
         return torch.cat(flat) if flat else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     def spread(self, key: str) -> float | Tensor:

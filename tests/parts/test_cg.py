@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latephase import CGStop
-from latephase.parts import CG, Backtracking, DampedProblem
+from latephase.parts import CG, Backtracking, DampedProblem, Path
 
 SIZE = 30
 
@@ -33,6 +34,18 @@ def test_it_solves_the_damped_problem() -> None:
         solution = torch.linalg.solve(A, problem().b)
         torch.testing.assert_close(path.steps[path.last], solution, rtol=1e-3, atol=1e-3)
         assert path.predicted == pytest.approx(float(-0.5 * problem().b @ solution), rel=1e-3)
+
+
+def test_it_says_how_large_a_curvature_it_met() -> None:
+    """Without λ: at most the largest eigenvalue, at least that along the gradient."""
+    largest = float(torch.linalg.eigvalsh(matrix())[-1])
+    b = problem().b
+    for damping in (0.5, torch.linspace(0.5, 0.5, SIZE, dtype=torch.float64)):
+        path = CG(max_iter=None, martens=False)(problem(damping=damping))
+        assert float(b @ matrix() @ b / (b @ b)) <= path.curvature * (1 + 1e-12)
+        assert path.curvature <= largest * (1 + 1e-12)
+        assert path.curvature >= 0.3 * largest
+    assert Path({}, 0.0).curvature == math.inf
 
 
 def test_the_zero_iterate_of_a_cold_start_is_no_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,6 @@ def test_every_setting_counts():
 @pytest.mark.parametrize(
     "settings", [{"lower": 0.8}, {"lower": 0.0}, {"increase": 0.9}, {"decrease": 1.1}, {"decrease": -1.0}]
 )
-def test_bad_settings(settings: dict[str, float]):
+def test_bad_settings(settings: dict[str, Any]):
     with pytest.raises(ValueError, match="|".join(settings)):
         LevenbergMarquardt(**settings)

@@ -47,6 +47,7 @@ class Recording(TorchFunctionMode):
         self._known: dict[int, tuple[weakref.ref[Tensor], Parameter | Result]] = {
             id(p): (weakref.ref(p), Parameter(i, Metadata.of(p))) for i, p in enumerate(parameters)
         }
+        self._places: dict[tuple[Node, int], Result] = {}  # in autograd's graph
         self._calls: list[Call] = []
         self._results = 0
         self.start = newest_node()
@@ -108,6 +109,8 @@ class Recording(TorchFunctionMode):
         self._results += len(results)
         for number, tensor in zip(numbers, results, strict=True):
             self._known[id(tensor)] = (weakref.ref(tensor), Result(number, tensor.requires_grad))
+            if tensor.grad_fn is not None:
+                self._places[tensor.grad_fn, tensor.output_nr] = Result(number)
 
     def _moved(self, stream: list[Tensor]) -> bool:
         return not all(map(torch.equal, stream, rng_state(self._parameters[0].device)))
@@ -117,12 +120,27 @@ class Recording(TorchFunctionMode):
 
     def _origin(self, tensor: Tensor) -> Parameter | Result | External:
         known = self._known.get(id(tensor))
-        origin = known[1] if known is not None and known[0]() is tensor else None
+        origin = known[1] if known is not None and known[0]() is tensor else self._original(tensor.grad_fn)
         if tensor.grad_fn is not None and (origin is None or is_custom(tensor.grad_fn)):
             self._notice(tensor.grad_fn)
         if isinstance(origin, Parameter) or (isinstance(origin, Result) and origin.active):
             return origin
         return External(tensor, None if origin is None else origin.number, Metadata.of(tensor), _storage(tensor))
+
+    def _original(self, node: Node | None) -> Parameter | Result | None:
+        """What a tensor is that no call returned, where it only sees another as of another class (`as_subclass`)."""
+        if node is None:
+            return None
+        below, place = node, (node, 0)
+        while place not in self._places and below.name() == "AliasBackward0":
+            next_node, number = below.next_functions[0]
+            if next_node is None:
+                return None
+            below, place = next_node, (next_node, number)
+        if below is node:
+            return None
+        leaf = self._known.get(id(getattr(below, "variable", None)))
+        return self._places.get(place) if leaf is None else leaf[1]
 
     def _notice(self, node: Node) -> None:
         """Remember that a tensor has a graph that no recorded call has made."""

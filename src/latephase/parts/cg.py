@@ -65,8 +65,8 @@ class CG:
         # The zero iterate of a cold start is no step.
         steps = path.iterates if warm_started else path.iterates.without(0)
         return Path(
-            steps, path.values[-1], path.last, path.stop, warm_started, curvature=path.curvature,
-            method="conjugate gradients",
+            steps, path.values[-1], path.last, path.stop, warm_started, method="conjugate gradients",
+            curvature=path.curvature - _least(problem.damping),
         )  # fmt: skip
 
     def _start(self, last_solution: Tensor | None) -> Tensor | None:
@@ -74,3 +74,7 @@ class CG:
             return None
         x0 = last_solution.mul_(self.decay_x0)  # in place: another P numbers would be memory for nothing
         return x0 if bool(x0.any()) else None
+
+
+def _least(damping: float | Tensor) -> float:
+    return damping if isinstance(damping, float) else float(damping.min())

@@ -113,7 +113,7 @@ class Path:
         stop: Why they ended.
         warm_started: Whether they began at the last solution rather than at zero.
         damping_factor: What the solver itself multiplies λ by, if it measured that; None leaves it to the rule.
-        curvature: The largest curvature of the model, λ included, that the solver met; infinite if it does not say.
+        curvature: The largest curvature dᵀGd / dᵀd that the solver met; infinite if it does not say.
         slope: How steeply the loss falls at first on the way to the last step; None where that way is straight.
         losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
         method: How the steps were found, and why so, for people.
