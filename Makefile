@@ -36,5 +36,5 @@ clean:  ## remove the virtual environment and everything generated
 # The stamp carries the time of the last installation: it runs again only when the requirements change.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable '.[study,ray,tensorboard,optimizers,test,lint]' --constraint constraints.txt
+	$(BIN)/python -m pip install --editable '.[study,ray,tensorboard,optimizers,frameworks,test,lint]' --constraint constraints.txt
 	touch $@

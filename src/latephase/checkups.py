@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 
 import torch
@@ -26,6 +27,22 @@ def refuse_grad_scaler(optimizer: torch.optim.Optimizer) -> None:
         raise RuntimeError(
             "HessianFree needs no GradScaler, and scaled losses would spoil its damping and line search; "
             "call opt.step(forward) with the unscaled loss (bfloat16 autocast works without a scaler)"
+        )
+
+
+def refuse_accumulation() -> None:
+    """Raise RuntimeError if Accelerate calls the step once for several batches, of which it passes the last one on."""
+    if "accelerate.optimizer" not in sys.modules:
+        return
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"] != "accelerate.optimizer":
+        frame = frame.f_back
+    state = None if frame is None else getattr(frame.f_locals.get("self"), "gradient_state", None)
+    if state is not None and state.num_steps > 1:
+        raise RuntimeError(
+            f"gradient_accumulation_steps={state.num_steps} adds up gradients in .grad, which a step does not use, so "
+            "that only the last batch would count; take the batches of a step together: "
+            "optimizer.optimizer.acc_step(model, loss_func, batches)"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latephase.checks import boolean, choice, floating_dtype, function, pairs, positive_integer
-from latephase.checkups import refuse_grad_scaler
+from latephase.checkups import refuse_accumulation, refuse_grad_scaler
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
@@ -243,6 +243,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             StepUndoneWarning: If a number was not finite. Nothing has changed then; see `last_step.outcome`.
         """
         with self._attended(by_hand=grad is not None and mvp is not None) as ranks:
+            refuse_accumulation()
             if forward is not None and closure is not None:
                 raise TypeError("closure and forward are two names of one argument; give one of them, not both")
             closure = next((one for one in (closure, forward, self._closure) if one is not None), None)

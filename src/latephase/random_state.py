@@ -62,7 +62,7 @@ def seed(device: torch.device, value: int) -> None:
         index = device.index if device.index is not None else torch.cuda.current_device()
         torch.cuda.default_generators[index].manual_seed(value)
     random.seed(value)
-    if "numpy" in sys.modules:
+    if sys.modules.get("numpy") is not None:
         sys.modules["numpy"].random.seed(value % 2**32)
 
 

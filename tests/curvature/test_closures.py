@@ -500,3 +500,42 @@ def test_a_regulariser_past_the_outputs_is_named():
     assert_right(operator, true_ggn([model(x)], lambda o: F.cross_entropy(o[0], t), trainable(model)))
     operator = ggn(forward, model.parameters())  # said once for a program
     assert "not in the GGN" in operator.explain()
+
+
+class Labelled(torch.Tensor):
+    """A class of tensors, as labels or units have it."""
+
+
+def test_views_as_another_class_are_seen_through():
+    """`as_subclass` is no torch function that a recording would see."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(N, 3), torch.randn(N, 2)
+
+    def plain():
+        return F.mse_loss(outputs := model(x), y), outputs
+
+    def outputs_and_inputs():
+        outputs = model(x.as_subclass(Labelled)).as_subclass(Labelled)
+        return (outputs - y).square().mean(), outputs
+
+    def there_and_back():
+        hidden = model[0](x).as_subclass(Labelled).as_subclass(torch.Tensor)
+        return F.mse_loss(outputs := model[2](model[1](hidden)), y), outputs
+
+    def a_parameter():
+        hidden = F.linear(x, model[0].weight.as_subclass(Labelled), model[0].bias)
+        return F.mse_loss(outputs := model[2](model[1](hidden)), y), outputs
+
+    def one_of_several_results():
+        left, right = model(x).unbind(1)
+        outputs = torch.stack([left.as_subclass(Labelled), right.as_subclass(Labelled)], dim=1)
+        return F.mse_loss(outputs, y), outputs
+
+    v = torch.randn(sum(p.numel() for p in model.parameters()))
+    expected = ggn(plain, model.parameters()) @ v
+    for closure in (outputs_and_inputs, there_and_back, a_parameter, one_of_several_results):
+        C = ggn(closure, model.parameters())
+        assert C.backend == "linearize", closure.__name__
+        product = C @ v
+        torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-14)
+        assert type(product) is torch.Tensor

@@ -43,6 +43,8 @@ def finish(model: deepxde.Model, *, budget: float | str, **options: Any) -> Fini
         raise RuntimeError("call model.compile(...) and model.train(...) first: latephase ends a training")
     if model.batch_size is not None:
         raise ValueError("the model was trained on batches drawn afresh; train without batch_size")
+    for variable in model.external_trainable_variables:
+        variable._is_param = True  # PyTorch's mark of tensors that are parameters without being of that class
     network = nn.ModuleList([model.net, nn.ParameterList(model.external_trainable_variables)])
     report = finish_network(network, _closure(model), budget=budget, optimizer=model.opt, **options)
     model.train_state.step += 1
