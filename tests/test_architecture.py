@@ -177,6 +177,7 @@ def test_records_import_nothing_of_the_package() -> None:
 
 # What is imported only where it is asked for, and done without where it is missing.
 OPTIONAL = {
+    "integrations.deepxde": ["deepxde"],
     "integrations.lightning": ["lightning"],
     "integrations.transformers": ["transformers"],
     "finishing.picture": ["matplotlib"],
@@ -229,7 +230,8 @@ SPANNING = {
     "test_examples",
     "test_invariance", "test_least_squares", "test_options", "test_readme", "test_solvers", "test_state",
     "test_training_mode", "curvature/test_closures", "curvature/test_kinds", "curvature/test_products",
-    "curvature/test_random_programs", "curvature/engines/test_factors", "study/problems/test_fits",
+    "curvature/test_random_programs", "integrations/test_accelerate", "integrations/test_docs",
+    "integrations/test_skorch", "curvature/engines/test_factors", "study/problems/test_fits",
     "study/problems/test_networks", "study/problems/test_on_images", "study/problems/test_pinns",
     "study/problems/test_problems", "study/runs/test_interruption", "study/strategies/test_contract",
     "study/strategies/test_peers", "study/strategies/test_strategies",

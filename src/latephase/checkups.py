@@ -35,7 +35,7 @@ def refuse_accumulation() -> None:
     if "accelerate.optimizer" not in sys.modules:
         return
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"] != "accelerate.optimizer":
+    while frame is not None and frame.f_globals.get("__name__") != "accelerate.optimizer":
         frame = frame.f_back
     state = None if frame is None else getattr(frame.f_locals.get("self"), "gradient_state", None)
     if state is not None and state.num_steps > 1:
@@ -77,7 +77,7 @@ def check_deterministic(parameters: Parameters, first: Objective, second: Object
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called the step, past this package's own modules and what PyTorch wraps around `step`."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"].startswith(AROUND_A_STEP):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(AROUND_A_STEP):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

@@ -164,7 +164,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         # λ ← lm_heuristic(λ, L_B̄): actual change on B̄ by the last iterate over the model's change from zero
         actual = loss_at(path.last) - loss_0
         factor = path.damping_factor or self.damping_rule(actual, path.predicted)
-        limited = getattr(self.damping_rule, "limited", False) and loss_model != loss_0  # on other data than B
+        judged_apart = loss_model != loss_0 and math.isfinite(actual)  # on other data than B
+        limited = judged_apart and getattr(self.damping_rule, "limited", False)
         self._scale_damping(factor, most=path.curvature if limited else math.inf)
         # p ← cg_backtracking({p_n}, L_B̄)
         n = self.backtracking(loss_at, path.steps)

@@ -523,7 +523,8 @@ def test_views_as_another_class_are_seen_through():
         return F.mse_loss(outputs := model[2](model[1](hidden)), y), outputs
 
     def a_parameter():
-        hidden = F.linear(x, model[0].weight.as_subclass(Labelled), model[0].bias)
+        weight, bias = model[0].parameters()
+        hidden = F.linear(x, weight.as_subclass(Labelled), bias)
         return F.mse_loss(outputs := model[2](model[1](hidden)), y), outputs
 
     def one_of_several_results():
