@@ -95,12 +95,16 @@ def empirical_fisher_diagonal(network: Network, theta: Tensor, batch: Batch, red
 
 @dataclass(frozen=True)
 class Path:
-    """All CG iterates x_0, x_1, …, the model's values there, and dᵀAd of all directions tried."""
+    """All CG iterates x_0, x_1, …, the model's values there, dᵀAd of all directions tried.
+
+    And dᵀAd / dᵀd of those that were used.
+    """
 
     iterates: list[Tensor]
     values: list[float]
     curvatures: list[float]
     stop: str
+    quotients: list[float]
 
     @property
     def last(self) -> int:
@@ -133,6 +137,7 @@ def conjugate_gradients(
     d = -y
     iterates, values = [x], [model(x)]
     curvatures: list[float] = []
+    quotients: list[float] = []
     smallest = torch.finfo(b.dtype).eps * b.norm()
     stop = "solved" if r.norm() <= smallest else "max_iterations"
     while stop == "max_iterations" and len(curvatures) < max_iter:
@@ -140,6 +145,7 @@ def conjugate_gradients(
         if nonpos == "stop" and curvatures[-1] <= 0.0:
             stop = "non_positive_curvature"
             break
+        quotients.append(float(d @ A @ d / (d @ d)))
         alpha = (r @ y) / (abs(curvatures[-1]) if nonpos == "saddle-free" else curvatures[-1])
         x_next = x + alpha * d
         r_next = r + alpha * (A @ d)
@@ -156,7 +162,7 @@ def conjugate_gradients(
             stop = "solved"
         elif martens and martens_rule(values):
             stop = "relative_progress"
-    return Path(iterates, values, curvatures, stop)
+    return Path(iterates, values, curvatures, stop, quotients)
 
 
 def martens_rule(phi: list[float], epsilon: float = 5e-4) -> bool:
@@ -300,7 +306,12 @@ def step(
     actual, predicted = loss(theta + path.iterates[-1]) - loss_0, path.values[-1]
     damping = state.damping
     if settings.adapt_damping:
-        damping = clip(damping_factor(actual, predicted) * damping, settings.damping_bounds)
+        damping = damping_factor(actual, predicted) * damping
+        loss_model, loss_there = (float(network.loss(theta, batches[name])) for name in ("gradient", "evaluation"))
+        if settings.curvature_opt == "ggn" and loss_model != loss_there and math.isfinite(actual):
+            most = max([0.0, *path.quotients]) - state.damping.min()
+            damping = torch.minimum(damping, torch.maximum(state.damping, most))
+        damping = clip(damping, settings.damping_bounds)
 
     chosen = candidates[-1]
     if settings.use_cg_backtracking:

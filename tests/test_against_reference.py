@@ -341,7 +341,7 @@ RUNS = [
         "autoencoder-bce",
         by_step,
         "disjoint",
-        {"damping": 0.3, "damping_bounds": (0.2, 0.5)},
+        {"damping": 0.07, "damping_bounds": (0.05, 0.1)},
         USUAL | MARTENS,
         seed=1,
     ),

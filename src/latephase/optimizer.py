@@ -165,7 +165,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         actual = loss_at(path.last) - loss_0
         factor = path.damping_factor or self.damping_rule(actual, path.predicted)
         judged_apart = loss_model != loss_0 and math.isfinite(actual)  # on other data than B
-        limited = judged_apart and getattr(self.damping_rule, "limited", False)
+        limited = self.kind.operator is GGN and judged_apart and getattr(self.damping_rule, "limited", False)
         self._scale_damping(factor, most=path.curvature if limited else math.inf)
         # p ← cg_backtracking({p_n}, L_B̄)
         n = self.backtracking(loss_at, path.steps)
@@ -321,7 +321,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
     @contextmanager
     def _attended(self, *, by_hand: bool = False) -> Iterator[Ranks]:
         """Find those who take the step together, and tell them of exceptions here."""
-        ranks = find_ranks(self.process_group, self.param_groups[0]["params"][0].device, by_hand=by_hand)
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        device = torch.device("cpu") if first is None else first.device
+        ranks = find_ranks(self.process_group, device, by_hand=by_hand)
         with ranks.attended():
             refuse_grad_scaler(self)
             yield ranks

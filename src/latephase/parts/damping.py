@@ -41,9 +41,10 @@ class LevenbergMarquardt:
         upper: Above this ρ it was right. (3/4, likewise.)
         increase: The factor on λ then, ≥ 1. (3/2: Martens & Sutskever 2012, Section 8.5.)
         decrease: The factor here, > 0 and at most 1. (2/3, likewise.)
-        limited: Whether λ grows no further than the largest curvature where ρ is measured on other data than the model.
-            A larger λ hardly turns the step, and shortens it; but what parts model and loss then is the gradient's
-            noise, which no λ mends, and λ would grow for ever. The published rule does not have this limit.
+        limited: Whether λ grows no further than the largest curvature where ρ is measured on other data than the model,
+            and that is the GGN's. A larger λ hardly turns the step, and shortens it; but what parts model and loss then
+            is the gradient's noise, which no λ mends, and λ would grow for ever. (Hessians need λ against negative
+            curvature.) The published rule does not have this limit.
 
     >>> LevenbergMarquardt()(actual=-0.1, predicted=-1.0)
     1.5
