@@ -25,7 +25,7 @@ from torch import nn
 from latephase import HessianFree
 from latephase.distributed import Together
 
-STEPS, CG_ITERATIONS = 8, 10
+STEPS, CG_ITERATIONS = 5, 10
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "2C2D-like CNN, 256 images": (
         lambda: nn.Sequential(
