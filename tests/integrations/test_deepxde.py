@@ -55,7 +55,7 @@ model = build(np.pi**2)
 model.compile("adam", lr=1e-3, loss_weights=[1.0, 10.0])
 model.train(iterations=300, verbose=0)
 before, steps = loss(model), model.train_state.step
-report = finish(model, budget="1500gradients", progress=False)
+report = finish(model, budget="600gradients", progress=False)
 x = np.linspace(-1, 1, 50)[:, None]
 error = float(np.abs(model.predict(x) - np.sin(np.pi * x)).max())
 print(json.dumps([before, loss(model), report.score_before, report.score, error, report.best_by,
