@@ -82,7 +82,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         parameters = Parameters(self.param_groups)
 
         def attempt(transaction: Transaction) -> StepRecord:
-            ranks.same(BEFORE_A_STEP, [transaction.theta, self._last_solution(parameters)], self._options())
+            ranks.same(BEFORE_A_STEP, lambda: ([transaction.theta, self._last_solution(parameters)], self._options()))
             objective = build(parameters, transaction)
             if test_deterministic and parameters.tensors:
                 check_deterministic(parameters, *(build(parameters, transaction) for _ in range(2)))
@@ -90,11 +90,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             record = update(objective, parameters, M)
             if self._gradient is not None:
                 self._gradient -= parameters.spread("weight_decay") * transaction.theta
-            ranks.same(
-                "parameters, options or the outcome after a step",
-                [parameters.read()],
-                [self._options(), record.outcome],
-            )
+            ranks.same(AFTER_A_STEP, lambda: ([parameters.read()], [self._options(), record.outcome]))
             return dataclasses.replace(record, counts=objective.counts)
 
         with torch.enable_grad():

@@ -37,8 +37,8 @@ class Ranks(Protocol):
     def attended(self) -> Iterator[None]:
         """Tell the other ranks of an exception that is raised in here."""
 
-    def same(self, what: str, tensors: Sequence[Tensor], numbers: object) -> None:
-        """Raise RankError unless all ranks have the same; here `what` says what that is."""
+    def same(self, what: str, have: Callable[[], tuple[Sequence[Tensor], object]]) -> None:
+        """Raise RankError unless all ranks have the same tensors and plain values; `what` says what that is."""
 
     def each(self, what: str, compute: Callable[[], Result]) -> Result:
         """Return what this rank computes, once all have computed theirs."""
@@ -66,7 +66,7 @@ class Alone:
         """See `Ranks`."""
         yield
 
-    def same(self, what: str, tensors: Sequence[Tensor], numbers: object) -> None:
+    def same(self, what: str, have: Callable[[], tuple[Sequence[Tensor], object]]) -> None:
         """See `Ranks`."""
 
     def each(self, what: str, compute: Callable[[], Result]) -> Result:
@@ -117,9 +117,10 @@ class Together:
                 self._meet("an exception", error)
             raise
 
-    def same(self, what: str, tensors: Sequence[Tensor], numbers: object) -> None:
+    def same(self, what: str, have: Callable[[], tuple[Sequence[Tensor], object]]) -> None:
         """See `Ranks`."""
-        digest = zlib.crc32(repr(numbers).encode())
+        tensors, values = have()
+        digest = zlib.crc32(repr(values).encode())
         for tensor in tensors:
             digest = (31 * digest + _sum_of_bits(tensor)) % 2**62
         digests = [header.digest for header in self._meet(what, digest=digest)]
@@ -202,14 +203,14 @@ class Together:
 
     def _end(self, error: BaseException | None) -> NoReturn:
         """Raise what ends the step on this rank, after one or more have failed."""
-        said = self._gather(None if error is None else f"{type(error).__name__}: {error}")
-        if all(self._gather(isinstance(error, ParametersWrittenError))):
-            assert error is not None
+        written = isinstance(error, ParametersWrittenError)
+        said = self._gather((None if error is None else f"{type(error).__name__}: {error}", written))
+        if error is not None and all(also for _, also in said):
             raise error  # all have initialised their parameters, and the step begins once more
         self._over = True
-        if error is not None and not isinstance(error, ParametersWrittenError):
+        if error is not None and not written:
             raise error
-        failed = "; ".join(f"rank {rank}: {words}" for rank, words in enumerate(said) if words is not None)
+        failed = "; ".join(f"rank {rank}: {words}" for rank, (words, _) in enumerate(said) if words is not None)
         raise RankError(f"the step was given up on all ranks, as it failed on {failed}") from error
 
 

@@ -248,7 +248,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             if forward is not None and closure is not None:
                 raise TypeError("closure and forward are two names of one argument; give one of them, not both")
             closure = next((one for one in (closure, forward, self._closure) if one is not None), None)
-            ranks.same("whether there is a closure", [], closure is None)
+            ranks.same("whether there is a closure", lambda: ([], closure is None))
             if closure is None:
                 self._without_closure()
                 return None

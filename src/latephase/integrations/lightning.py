@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latephase.checks import choice, non_negative_integer
-from latephase.finishing.task import l2
 from latephase.integrations.missing import install_first
+from latephase.integrations.second_phase import following, logged
 from latephase.optimizer import HessianFree
 from latephase.switching.conditions import When
 from latephase.switching.switch import PhaseSwitch
@@ -83,17 +83,13 @@ class LatePhase(Callback):
         if len({id(optimizer) for optimizer in found}) != 1:
             raise ValueError(f"LatePhase follows one optimizer, and configure_optimizers returned {len(found)}")
         first = found[0]
-        groups = [{"params": group["params"], **self._decay(first, group)} for group in first.param_groups]
-        second = HessianFree(groups, **self.options)
+        second = following(first, self.options)
         second.register_step_post_hook(lambda *_: self._log_again())
         when = (lambda steps, loss: False) if isinstance(self.start, int) else self.start
         self.switch = switch = PhaseSwitch(first, second, when)
         if hasattr(first.step, "_wrapped_by_lr_sched"):
             _count_steps(switch)
         return _replaced(configured, lambda _: switch)
-
-    def _decay(self, first: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, float]:
-        return {} if "weight_decay" in self.options else {"weight_decay": l2(first, group)}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the second phase where it is time."""
@@ -141,9 +137,7 @@ class LatePhase(Callback):
     ) -> None:
         """Log the numbers of the step's record, as `hf/…`."""
         if self._second is not None and self._second.last_step is not None:
-            record = self._second.last_step.as_dict("hf/")
-            numbers = {name: float(value) for name, value in record.items() if not isinstance(value, str)}
-            pl_module.log_dict(numbers, on_step=True, on_epoch=False)
+            pl_module.log_dict(logged(self._second.last_step), on_step=True, on_epoch=False)
 
 
 def _refuse_what_steps_cannot_honour(trainer: Trainer) -> None:

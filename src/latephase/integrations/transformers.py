@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from latephase.checks import fraction, positive_integer
-from latephase.finishing.task import l2
 from latephase.integrations.missing import install_first
+from latephase.integrations.second_phase import following, logged
 from latephase.optimizer import HessianFree
 from latephase.switching.switch import PhaseSwitch
 
@@ -65,11 +65,7 @@ class LatePhaseTrainer(Trainer):
         first = super().create_optimizer(*args, **kwargs)
         if isinstance(first, PhaseSwitch):
             return first
-        keep = "weight_decay" not in self.late
-        groups = [
-            {"params": g["params"], **({"weight_decay": l2(first, g)} if keep else {})} for g in first.param_groups
-        ]
-        self.switch = self.optimizer = _Switch(first, HessianFree(groups, **self.late), self._is_time, self._late_step)
+        self.switch = self.optimizer = _Switch(first, following(first, self.late), self._is_time, self._late_step)
         if self.start == 0:
             self.switch.hand_over("the training begins")
         return self.switch
@@ -111,8 +107,7 @@ class LatePhaseTrainer(Trainer):
         second = None if self.switch is None or self.switch.phase == "first" else self.switch.second
         record = getattr(second, "last_step", None)
         if record is not None and "loss" in logs:
-            numbers = {name: value for name, value in record.as_dict("hf/").items() if not isinstance(value, str)}
-            logs = {**logs, **numbers}
+            logs = {**logs, **logged(record)}
         super().log(logs, *args, **kwargs)
 
 
