@@ -119,6 +119,7 @@ def test_a_finish_that_is_done_is_not_done_again(tmp_path):
 
 SCRIPT = """
 import sys
+import tests.conftest  # as many threads as here: their number decides how sums are rounded
 from tests.finishing.test_call import finished
 finished(out=sys.argv[1])
 """
