@@ -9,8 +9,8 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)  ## train on real images with SGD, finish with each late-phase strategy, draw the comparison
 	$(BIN)/latephase demo
 
-test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## run all tests, as many at once as there are cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 coverage: $(INSTALLED)  ## which lines of the optimizer its tests run; at least 95 % of them
 	$(BIN)/python -m pytest tests src --cov --ignore=tests/study --ignore=src/latephase/study

@@ -56,6 +56,8 @@ WRONG_OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("cg_max_iter", 2.5, TypeError, "an integer ≥ 1"),
     ("cg_max_iter", True, TypeError, "an integer ≥ 1"),
     ("cg_max_iter", "10", TypeError, "an integer ≥ 1"),
+    ("outputs", "logits", TypeError, '"auto" or a function'),
+    ("outputs", torch.ones(2), TypeError, '"auto" or a function'),
     ("process_group", "all", ValueError, 'None, "world" or a group'),
     ("process_group", 2, ValueError, 'None, "world" or a group'),
     ("solver", "newton", ValueError, "one of 'cg'"),

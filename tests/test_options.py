@@ -557,6 +557,26 @@ def test_forward() -> None:
     assert first.opt.last_step.outcome is Outcome.ACCEPTED
 
 
+@shows("__init__.outputs")
+def test_outputs(spy: Spy) -> None:
+    kept: list[Tensor] = []
+
+    def forward() -> Tensor:
+        outputs = problem.model(problem.gradient[0][0])
+        kept[:] = [outputs]
+        mse_loss(outputs, problem.gradient[0][1]).exp().backward()  # nothing that outputs are told from
+        return torch.tensor(0.0)
+
+    problem = plain()
+    with pytest.raises(ValueError, match=r"Exp.*outputs"):
+        problem.opt.step(forward)
+    problem = plain(outputs=lambda: {"prediction": kept[0]})
+    model, data = problem.model, problem.gradient[0]
+    G, g, scale = ggn(model, data), gradient(model, data), math.exp(loss_of(model, data))
+    problem.opt.step(forward)
+    assert_close(spy.A[-1], scale * (G + torch.outer(g, g)) + identity(G))
+
+
 class Heavier(Alone):
     """Others have what makes each sum of weights 4."""
 
@@ -568,7 +588,7 @@ class Heavier(Alone):
 @shows("__init__.process_group")
 def test_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[object] = []
-    monkeypatch.setattr("latephase.optimizer.find_ranks", lambda group, *_, **__: groups.append(group) or ALONE)
+    monkeypatch.setattr("latephase.damped_optimizer.find_ranks", lambda group, *_, **__: groups.append(group) or ALONE)
     for group in None, "world":
         problem = plain(process_group=group)
         problem.step()
@@ -578,7 +598,7 @@ def test_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @shows("step.weight", "step.evaluate_weight")
 def test_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latephase.optimizer.find_ranks", lambda *_, **__: Heavier())
+    monkeypatch.setattr("latephase.damped_optimizer.find_ranks", lambda *_, **__: Heavier())
     for evaluate in False, True:
         problem = plain()
         data = batch(9, seed=41)

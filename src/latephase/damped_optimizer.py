@@ -6,7 +6,8 @@ import dataclasses
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from latephase.checks import boolean, function, non_negative, positive_bounds, v
 from latephase.checkups import (
     check_deterministic,
     refuse_cached_parametrizations,
+    refuse_grad_scaler,
     refuse_missing_closure,
     warn_caller,
 )
 from latephase.curvature.returned import Forward
-from latephase.distributed import Ranks
+from latephase.distributed import Ranks, check_group, find_ranks
 from latephase.objective import Objective
 from latephase.parameters import Parameters, refuse_sharded
 from latephase.parts.damping import clipped
@@ -42,6 +44,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         params: Parameters or parameter groups.
         defaults: `lr`, `damping` and `weight_decay` of groups that do not name them.
         damping_bounds: λ stays between these, 0 < lower ≤ upper.
+        process_group: The processes that take each step together.
         verbose: Whether to print each step's record.
     """
 
@@ -50,18 +53,34 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
     _gradient: Tensor | None = None  # of the present step
 
     def __init__(
-        self, params: ParamsT, defaults: dict[str, float], damping_bounds: tuple[float, float], verbose: bool
+        self,
+        params: ParamsT,
+        defaults: dict[str, float],
+        damping_bounds: tuple[float, float],
+        process_group: object | None,
+        verbose: bool,
     ) -> None:
+        self.process_group = check_group(process_group)
         self.damping_bounds = positive_bounds("damping_bounds", damping_bounds)
         self.verbose = boolean("verbose", verbose)
         self.last_step: StepRecord | None = None
         super().__init__(params, dict(defaults))
 
+    # ------------------------------------------------------------------ a step
+
+    @contextmanager
+    def _attended(self, *, by_hand: bool = False) -> Iterator[Ranks]:
+        """Find those who take the step together, and tell them of exceptions here."""
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        device = torch.device("cpu") if first is None else first.device
+        ranks = find_ranks(self.process_group, device, by_hand=by_hand)
+        with ranks.attended():
+            refuse_grad_scaler(self)
+            yield ranks
+
     @abstractmethod
     def _update(self, objective: Objective, parameters: Parameters, M: Operator | None) -> StepRecord:
         """Take one step, and return its record."""
-
-    # ------------------------------------------------------------------ a step
 
     def _run(
         self,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from latephase.checks import boolean, choice, floating_dtype, function, pairs, positive_integer
-from latephase.checkups import refuse_accumulation, refuse_grad_scaler
+from latephase.checkups import refuse_accumulation
 from latephase.curvature import GGN, Hessian
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
-from latephase.curvature.returned import Forward
+from latephase.curvature.returned import Forward, told_outputs, with_outputs
 from latephase.damped_optimizer import DampedOptimizer
-from latephase.distributed import Ranks, check_group, find_ranks
 from latephase.micro_batches import Batches, Cutter, LossFunction, MicroBatch, Model, Pair, Reduction, shared
 from latephase.objective import ClosureObjective, Given, Objective, TrialLosses
 from latephase.parameters import Parameters
@@ -69,6 +67,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         damping_rule: What changes λ, instead of `adapt_damping`.
         backtracking: What chooses among the solver's steps, instead of `use_cg_backtracking`.
         line_search: What chooses the step size, instead of `use_linesearch`.
+        outputs: `"auto"`: what a closure returns beside the loss, or else what its losses are seen to be taken of. Or a
+            function without arguments that returns them, in any nesting, called when the closure on B has returned:
+            for closures that cannot return them, as in `outputs=lambda: model.last_prediction`. For `step` and GGN.
         process_group: The processes that take each step together, on the sum over all of their batches: None for this
             one alone, `"world"`, or a group of `torch.distributed`. All must begin with the same parameters, and
             make the same calls; see docs/scale.md.
@@ -120,12 +121,13 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         damping_rule: DampingRule | None = None,
         backtracking: StepChoice | None = None,
         line_search: LineSearch | None = None,
+        outputs: Forward | str = "auto",
         process_group: object | None = None,
     ) -> None:
-        self.process_group = check_group(process_group)
         options = Options(floating_dtype("product_dtype", product_dtype), boolean("compile", compile))
         ggn = choice("curvature_opt", curvature_opt, ["ggn", "hessian"]) == "ggn"
         self.kind = Kind(GGN, options) if ggn else Kind(Hessian, DEFAULT_OPTIONS)
+        self.outputs = told_outputs(outputs, ggn=ggn)
         by_flags = CG(cg_max_iter, cg_decay_x0, martens_conv_crit, nonpos_curv_option)
         self.solver = chosen_solver(solver, by_flags)
         adaptive = boolean("adapt_damping", adapt_damping)
@@ -135,7 +137,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         searching = boolean("use_linesearch", use_linesearch)
         self.line_search = chosen("line_search", line_search, searching, Armijo(), FullStep())
         bounds = (1e-14 if measures_damping(self.solver) else 1e-8, 1e6) if damping_bounds is None else damping_bounds
-        super().__init__(params, {"lr": lr, "damping": damping, "weight_decay": weight_decay}, bounds, verbose)
+        super().__init__(
+            params, {"lr": lr, "damping": damping, "weight_decay": weight_decay}, bounds, process_group, verbose
+        )
 
     # ------------------------------------------------------------------ Algorithm 1
 
@@ -253,7 +257,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
                 self._without_closure()
                 return None
             evaluate = self._evaluate if evaluate is None else evaluate
-            model = [MicroBatch(function("closure", closure), shared("weight", weight, ranks))]
+            closure = function("closure", closure)
+            told = closure if self.outputs is None else with_outputs(closure, self.outputs)
+            model = [MicroBatch(told, shared("weight", weight, ranks))]
             evaluation = model
             if evaluate is not None or evaluate_weight is not None:
                 share = shared("evaluate_weight", weight if evaluate_weight is None else evaluate_weight, ranks)
@@ -317,16 +323,6 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
                 ranks,
                 test_deterministic=test_deterministic,
             )
-
-    @contextmanager
-    def _attended(self, *, by_hand: bool = False) -> Iterator[Ranks]:
-        """Find those who take the step together, and tell them of exceptions here."""
-        first = next((p for group in self.param_groups for p in group["params"]), None)
-        device = torch.device("cpu") if first is None else first.device
-        ranks = find_ranks(self.process_group, device, by_hand=by_hand)
-        with ranks.attended():
-            refuse_grad_scaler(self)
-            yield ranks
 
 
 def _outcome(factor: float, unmoved: bool) -> Outcome:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from latephase import HessianFree
-from latephase.curvature.returned import loss_and_outputs
+from latephase.curvature.returned import Told, loss_and_outputs
 
 LOSS, HALF = torch.tensor(2.0, requires_grad=True) * 1.0, torch.tensor(1.0, requires_grad=True) * 1.0
 Z = torch.ones(3)
@@ -28,6 +28,9 @@ Z = torch.ones(3)
         ((LOSS, Z), [HALF], 2.0, Z),
         ((LOSS.detach(), Z), [HALF], 1.0, Z),
         (LOSS.detach(), [], 2.0, None),
+        (Told(LOSS, Z), [], 2.0, Z),
+        (Told(None, Z), [LOSS, HALF], 3.0, Z),
+        (Told((LOSS, torch.zeros(1)), Z), [HALF], 2.0, Z),
     ],
 )
 def test_the_loss(returned, differentiated, loss, outputs):

@@ -22,12 +22,16 @@ Function = Callable[..., object]
 
 # Convex in their first argument, with curvature there.
 LOSSES: frozenset[Function] = frozenset({
-    *FORMS, F.smooth_l1_loss, F.soft_margin_loss, F.multilabel_soft_margin_loss, F.gaussian_nll_loss,
+    *FORMS, F.smooth_l1_loss, F.soft_margin_loss, F.multilabel_soft_margin_loss, F.gaussian_nll_loss, F.softplus,
+    torch.logsumexp, Tensor.logsumexp,
 })  # fmt: skip
+LOG_SOFTMAX: frozenset[Function] = frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax})
+# Concave likewise: their negatives are losses.
+CONCAVE: frozenset[Function] = frozenset({*LOG_SOFTMAX, F.logsigmoid})
 # Linear in their first argument, or convex in a poor way: they are taken of what this one was made of by another call.
 BY_WAY_OF: dict[Function, tuple[frozenset[Function], str]] = {
-    F.nll_loss: (frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax}), "log_softmax"),
-    F.kl_div: (frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax}), "log_softmax"),
+    F.nll_loss: (LOG_SOFTMAX, "log_softmax"),
+    F.kl_div: (LOG_SOFTMAX, "log_softmax"),
     F.binary_cross_entropy: (frozenset({torch.sigmoid, Tensor.sigmoid, F.sigmoid}), "sigmoid"),
 }
 POWERS: frozenset[Function] = frozenset({torch.pow, Tensor.pow, Tensor.__pow__})
@@ -45,11 +49,12 @@ OF_TWO_FACTORS = ("MulBackward", "DivBackward", "DotBackward")
 
 
 class ConvexCall(NamedTuple):
-    """A call of a convex function, what it was taken of, and its result."""
+    """A call of a convex function (or a concave one), what it was taken of, and its result."""
 
     name: str
     outputs: Tensor
     result: Tensor
+    concave: bool = False
 
 
 class Inferred(NamedTuple):
@@ -76,6 +81,8 @@ class ConvexCalls:
             return
         if func in INNER:
             self._inner.append((func, first, result))
+        if func in CONCAVE:
+            self._calls.append(ConvexCall(getattr(func, "__name__", str(func)), first, result, concave=True))
         elif func in LOSSES or func in BY_WAY_OF:
             self._loss(func, first, [*args[1:], kwargs], result)
         elif (
@@ -121,8 +128,8 @@ class ConvexCalls:
                 return Inferred([], reason)
             stack += [(below, nr) for below, nr in node.next_functions if below is not None]
         calls = [call for call in self._calls if id(call) in found]
-        if not _positive(loss, [call.result for call in calls]):
-            return Inferred([], "a convex loss enters with a negative weight")
+        if not _convex(loss, calls):
+            return Inferred([], "a convex loss enters with a negative weight, or a concave one with a positive")
         outputs = list({id(call.outputs): call.outputs for call in calls}.values())
         names = ", ".join(dict.fromkeys(call.name for call in calls))
         shapes = ", ".join(str(tuple(z.shape)) for z in outputs)
@@ -148,9 +155,11 @@ def _in_the_way(node: Node) -> str:
     return ""
 
 
-def _positive(loss: Tensor, results: list[Tensor]) -> bool:
-    """Whether no result enters the loss with a negative weight; what is between is linear, so weights are constants."""
-    if any(result is loss for result in results):
-        return True
-    weights = torch.autograd.grad(loss, results, retain_graph=True)
-    return all(bool((weight >= 0.0).all()) for weight in weights)
+def _convex(loss: Tensor, calls: Sequence[ConvexCall]) -> bool:
+    """Whether no call enters with the wrong sign; what is between is linear, so weights are constants."""
+    own = next((call for call in calls if call.result is loss), None)
+    if own is not None:
+        return not own.concave
+    weights = torch.autograd.grad(loss, [call.result for call in calls], retain_graph=True)
+    signed = (-weight if call.concave else weight for weight, call in zip(weights, calls, strict=True))
+    return all(bool((weight >= 0.0).all()) for weight in signed)

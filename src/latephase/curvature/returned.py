@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 Forward = Callable[[], object]
 
 
+class Told(NamedTuple):
+    """What a closure returned, and the outputs that another function told."""
+
+    returned: object
+    outputs: object
+
+
+def with_outputs(forward: Forward, outputs: Forward) -> Forward:
+    """Return the closure, and with what it returns what `outputs` then says the loss was computed from."""
+
+    def told() -> Told:
+        return Told(forward(), outputs())
+
+    told.__name__ = _plain_name(forward)
+    return told
+
+
+def told_outputs(outputs: object, *, ggn: bool) -> Forward | None:
+    """Check the option `outputs`; None for `"auto"`."""
+    if outputs == "auto":
+        return None
+    if not callable(outputs):
+        raise TypeError(f'outputs must be "auto" or a function without arguments, not {outputs!r}')
+    if not ggn:
+        raise ValueError(f'outputs must be "auto" with curvature_opt="hessian", which needs none, not {outputs!r}')
+    return outputs
+
+
 def loss_and_outputs(returned: object, differentiated: Sequence[Tensor], forward: Forward) -> tuple[Tensor, object]:
     """Return the loss, a scalar tensor, and the outputs (None where absent).
 
-    A closure that returns outputs beside the loss is taken at its word. Of another, as written for any optimizer, the
-    loss is what it called `backward` on, several times the sum: what it returns may be detached, a number, or nothing.
+    A closure that returns outputs beside the loss is taken at its word, and so is a function that tells them (`Told`).
+    Of another, as written for any optimizer, the loss is what it called `backward` on, several times the sum: what it
+    returns may be detached, a number, or nothing.
 
     Args:
         returned: What the closure returned.
@@ -24,6 +54,8 @@ def loss_and_outputs(returned: object, differentiated: Sequence[Tensor], forward
         TypeError: If there is no loss.
         ValueError: If the loss is not one real number.
     """
+    if isinstance(returned, Told):
+        return loss_and_outputs(returned.returned, differentiated, forward)[0], returned.outputs
     pair = isinstance(returned, tuple) and len(returned) == 2
     loss, outputs = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
     detached = not isinstance(loss, Tensor) or not loss.requires_grad
@@ -50,4 +82,8 @@ def _describe(value: object) -> str:
 
 def name_of(forward: Forward) -> str:
     """Return what a closure is called."""
-    return f"{getattr(forward, '__name__', type(forward).__name__)}()"
+    return f"{_plain_name(forward)}()"
+
+
+def _plain_name(forward: Forward) -> str:
+    return str(getattr(forward, "__name__", type(forward).__name__))
