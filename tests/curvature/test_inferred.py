@@ -66,6 +66,12 @@ LOSSES = {
     "poisson": lambda s, z: F.poisson_nll_loss(z, s.signs),
     "gaussian": lambda s, z: F.gaussian_nll_loss(z, s.targets, torch.full((N, C), 0.5)),
     "soft margin": lambda s, z: F.soft_margin_loss(z, 2.0 * s.signs - 1.0),
+    "log_softmax by hand": lambda s, z: -z.log_softmax(1)[range(N), s.labels].mean(),
+    "soft targets": lambda s, z: (-torch.softmax(s.targets, 1) * F.log_softmax(z, 1)).sum(1).mean(),
+    "logsigmoid": lambda s, z: -F.logsigmoid(s.signs * z).mean(),
+    "softplus": lambda s, z: F.softplus(-s.signs * z).mean(),
+    "logsumexp": lambda s, z: torch.logsumexp(z, 1).mean() + z.square().mean(),
+    "nll of some": lambda s, z: F.nll_loss(F.log_softmax(z, 1)[s.mask > 0], s.labels[s.mask > 0]),
     "scaled": lambda s, z: F.mse_loss(z, s.targets) / 4,
     "half": lambda s, z: 0.5 * F.mse_loss(z, s.targets, reduction="sum"),
     "masked": lambda s, z: (F.cross_entropy(z, s.labels, reduction="none") * s.mask).sum() / s.mask.sum(),
@@ -103,6 +109,15 @@ def test_products_are_those_of_the_explicit_closure_to_the_bit(name):
 
     alone = ggn(setting.closure(LOSSES[name]), setting.params)
     assert torch.equal(matrix(alone), matrix(ggn(explicit, setting.params)))
+
+
+def test_pictures():
+    setting = Setting()
+
+    def loss(s, z):
+        return F.nll_loss(F.log_softmax(z.T.reshape(1, C, 2, 3), 1)[..., :2], s.labels.view(1, 2, 3)[..., :2])
+
+    assert_right(ggn(setting.closure(loss), setting.params), truth(setting, loss))
 
 
 def test_it_is_said_what_was_taken():
@@ -182,7 +197,16 @@ REFUSED = {
         "Abs is neither linear nor a known loss",
     ),
     "a parameter as it is": (lambda s, z: F.mse_loss(z, s.targets) + s.params[0].sum(), "without a square"),
-    "nll of something else": (lambda s, z: F.nll_loss(z, s.labels), "nll_loss is not taken of the result of log_softm"),
+    "nll of something else": (lambda s, z: F.nll_loss(z, s.labels), "Addmm is neither linear nor a known loss"),
+    "bce of something else": (
+        lambda s, z: F.binary_cross_entropy(torch.softmax(z, 1), s.signs),
+        "binary_cross_entropy is not taken of the result of sigmoid",
+    ),
+    "a log-likelihood to be made small": (
+        lambda s, z: F.log_softmax(z, 1).mean(),
+        "a concave one with a positive",
+    ),
+    "a concave one by itself": (lambda s, z: F.logsigmoid(z[0, 0]), "a concave one with a positive"),
     "targets of the network": (lambda s, z: F.mse_loss(z, z.roll(1, 0)), "targets or weights that depend on param"),
     "a product of losses": (
         lambda s, z: F.mse_loss(z, s.targets) * F.cross_entropy(z, s.labels),

@@ -74,6 +74,7 @@ class GGN(CurvatureOperator[Factors]):
             raise ValueError(
                 "the GGN needs the outputs that the loss was computed from, with their graph"
                 f"{unknown}. Return (loss, outputs) from the closure, and compute the loss from these very tensors; "
+                "or give the optimizer a function that returns them, HessianFree(outputs=...); "
                 'curvature_opt="hessian" needs the loss alone'
             )
         if any(z._backward_hooks for z in point.outputs):

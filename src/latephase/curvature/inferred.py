@@ -41,8 +41,9 @@ INNER: frozenset[Function] = frozenset().union(*(functions for functions, _ in B
 
 # Nodes of autograd's graph that are linear in what they are given; products and quotients where one side is a constant.
 _LINEAR = """
-    Add Alias Cat Clone Div Dot Expand Gather Index IndexSelect MaskedFill MaskedSelect Mean Mul NanToNum Neg Permute
-    ReshapeAlias Rsub Select Slice Squeeze Stack Sub Sum T ToCopy Transpose Unbind UnsafeView Unsqueeze View Where
+    Add Alias Cat Clone Div Dot Expand Gather Index IndexSelect MaskedFill MaskedSelect Mean Mul NanToNum Neg NllLoss
+    NllLoss2D Permute ReshapeAlias Rsub Select Slice Squeeze Stack Sub Sum T ToCopy Transpose Unbind UnsafeView
+    Unsqueeze View Where
 """
 LINEAR = frozenset(f"{name}Backward{number}" for name in _LINEAR.split() for number in range(4))
 OF_TWO_FACTORS = ("MulBackward", "DivBackward", "DotBackward")
@@ -102,6 +103,8 @@ class ConvexCalls:
         else:
             functions, inner = BY_WAY_OF[func]
             made = next((a for f, a, made in self._inner if made is first and f in functions), None)
+            if made is None and functions is LOG_SOFTMAX:
+                return  # linear in its input, which may be a part of a log_softmax
             if made is None:
                 self._refused[result.grad_fn] = f"{name} is not taken of the result of {inner}"
             else:
