@@ -516,7 +516,7 @@ def test_a_group_of_one_changes_nothing(solver: str) -> None:
 
 @pytest.mark.usefixtures("group_of_one")
 def test_the_example_of_the_docs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(compile(code, "scale.md", "exec"), namespace)
     x = torch.randn(20, 4)
