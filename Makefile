@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test coverage install lint clean
+.PHONY: demo test docs coverage install lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)  ## train on real images with SGD, finish with each late-phase strategy, draw the comparison
@@ -11,6 +11,9 @@ demo: $(INSTALLED)  ## train on real images with SGD, finish with each late-phas
 
 test: $(INSTALLED)  ## run all tests, as many at once as there are cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+docs: $(INSTALLED)  ## the documentation as a site, in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 coverage: $(INSTALLED)  ## which lines of the optimizer its tests run; at least 95 % of them
 	$(BIN)/python -m pytest tests src --cov --ignore=tests/study --ignore=src/latephase/study
@@ -30,11 +33,11 @@ bench: $(INSTALLED)  ## measure products and steps beside other libraries, renew
 endif
 
 clean:  ## remove the virtual environment and everything generated
-	rm -rf .venv latephase-demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv latephase-demo build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find src tests -depth -name __pycache__ -exec rm -rf {} +
 
 # The stamp carries the time of the last installation: it runs again only when the requirements change.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable '.[study,ray,tensorboard,optimizers,frameworks,test,lint]' --constraint constraints.txt
+	$(BIN)/python -m pip install --editable '.[study,ray,tensorboard,optimizers,frameworks,test,docs,lint]' --constraint constraints.txt
 	touch $@

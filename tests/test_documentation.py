@@ -59,6 +59,27 @@ def docstrings_beside(name: str) -> Iterator[str]:
             yield from filter(None, map(ast.get_docstring, functions))
 
 
+REFERENCE = {"latephase": latephase, "parts": latephase.parts, "curvature": latephase.curvature}
+
+
+@pytest.mark.parametrize("page", REFERENCE)
+def test_the_reference_has_every_public_name(page: str) -> None:
+    module = REFERENCE[page]
+    text = (ROOT / "docs" / "reference" / f"{page}.md").read_text(encoding="utf-8")
+    there = re.findall(r"^::: (.*)$", text, re.MULTILINE)
+    public = [f"{module.__name__}.{name}" for name in module.__all__ if not name.startswith("__")]
+    assert sorted(there) == sorted(public)
+
+
+def test_the_first_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    exec(compile(code, "index.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "chosen" in printed
+    assert printed.count("the step was taken") >= 3
+
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 GENERATED = ROOT / "docs" / "performance.md"
 
