@@ -30,7 +30,7 @@ from latephase.curvature.rewrite.lower_precision import lower_precision
 from latephase.curvature.rewrite.nodes import is_random, placeholder
 from latephase.curvature.rewrite.remove_writes import remove_writes
 from latephase.curvature.rewrite.split import boundary, extract
-from latephase.curvature.verify import check
+from latephase.curvature.verify import check, difference_and_norm, norm, rounding
 
 T = TypeVar("T")
 Tensors = list[Tensor]
@@ -183,10 +183,28 @@ class Linearization:
             with self._point.repeat.draws(), torch.no_grad():
                 results = self._program.primal(*map(_detached, self._point.leaves), *map(_detached, inputs))
             z = len(self._point.outputs)
-            outputs, self._slopes, residuals, _ = _cut(results, [z, z, self._program.residuals, None])
-            check(self._point, "the outputs", outputs, self._point.outputs)
-            self._residuals = residuals
+            outputs, self._slopes, self._residuals, _ = _cut(results, [z, z, self._program.residuals, None])
+            try:
+                self._hold_outputs(outputs)
+            except Exception:
+                self._residuals = None
+                raise
         return self._residuals
+
+    def _hold_outputs(self, outputs: Tensors) -> None:
+        """Check that the outputs are the closure's, and make the slopes those at the closure's.
+
+        Where outputs are small sums of large terms (residuals of an equation, near its solution), two ways to compute
+        them differ by the rounding of the terms, whose size ‖Jθ‖ tells: much more than their own rounding.
+        """
+        point = self._point
+        drift = [mine - z.detach() for mine, z in zip(outputs, point.outputs, strict=True)]
+        off, size = difference_and_norm(outputs, point.outputs)
+        if off == 0.0:
+            return
+        terms = norm(self.jvp([q.detach() for q in point.leaves])) if off > rounding(point) * size else 0.0
+        check(point, "the outputs", outputs, point.outputs, cancelled=terms)
+        self._slopes = [s - Hd for s, Hd in zip(self._slopes, self.hvp(drift), strict=True)]
 
     def jvp(self, tangents: Tensors) -> Tensors:
         """J v, shaped like the outputs."""
