@@ -10,6 +10,7 @@ import torch
 from tests.contract import dense, flat
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._pytree import tree_leaves
 
 from latephase.curvature import GGN, ggn
 from latephase.curvature.factor import Roots, roots
@@ -80,6 +81,28 @@ def closures() -> dict[str, tuple[nn.Module, Callable[[nn.Module], tuple[Tensor,
         z = model(sequence).mean(dim=1)
         return F.cross_entropy(z, labels), z
 
+    def several_batches(model: nn.Module) -> tuple[Tensor, object]:
+        inside, edge, there = model(x), model(data(3, 6, seed=3)), model(data(N, 6, seed=4))
+        loss = F.mse_loss(inside, targets) + 2.0 * edge.square().mean() + 0.5 * there.square().sum()
+        return loss, {"inside": inside, "edge": edge, "there": there}
+
+    x_ = data(N, 6).requires_grad_()
+
+    def equation(model: nn.Module) -> tuple[Tensor, object]:
+        inside, edge = x_, data(2, 6, seed=3)
+        u = model(inside)
+        residual = torch.autograd.grad(u.sum(), inside, create_graph=True)[0].sum(1, keepdim=True) - u.sin()
+        u_there = model(edge)
+        return residual.square().mean() + 10.0 * u_there.square().mean(), (residual, u_there)
+
+    def equation_of_its_own_points(model: nn.Module) -> tuple[Tensor, object]:
+        inside = x.clone().requires_grad_()
+        u = model(inside)
+        (slope,) = torch.autograd.grad(u.sum(), inside, create_graph=True)
+        (bend,) = torch.autograd.grad(slope[:, 0].sum(), inside, create_graph=True)
+        residual = bend[:, :1] + slope[:, 1:2] * u
+        return residual.square().mean(), residual
+
     torch.manual_seed(0)
     transformer = nn.TransformerEncoderLayer(3, 1, 8, dropout=0.0, batch_first=True).double()
     return {
@@ -92,45 +115,49 @@ def closures() -> dict[str, tuple[nn.Module, Callable[[nn.Module], tuple[Tensor,
         "two outputs": (mlp(6, 5, 2)[::2], two_outputs),
         "samples weighted": (mlp(6, 5, 1), weighted),
         "attention": (transformer, attention),
+        "an equation and its boundary": (mlp(6, 5, 1), equation),
+        "an equation at points of its own": (mlp(6, 5, 1), equation_of_its_own_points),
+        "several batches": (mlp(6, 5, 2), several_batches),
     }
 
 
 def factored(
     model: nn.Module, forward: Callable[[nn.Module], tuple[Tensor, object]]
-) -> tuple[list[nn.Parameter], GGN, Roots, Tensor, Tensor]:
+) -> tuple[list[nn.Parameter], GGN, list[Roots], Tensor, Tensor]:
     """Parameters, G, √H, R and ρ."""
     params = list(model.parameters())
     G = ggn(lambda: forward(model), params)
-    root = G.roots()
-    return params, G, root, *G.rows(root)
+    found = G.roots()
+    return params, G, found, *G.rows(found)
 
 
 @pytest.mark.parametrize("name", closures())
 def test_rows_are_those_of_the_ggn(name: str) -> None:
     model, forward = closures()[name]
-    params, G, root, R, rho = factored(model, forward)
+    params, G, found, R, rho = factored(model, forward)
     P = sum(p.numel() for p in params)
     expected = dense(lambda v: G @ v, torch.zeros(P, dtype=torch.float64))
     torch.testing.assert_close(R.T @ R, expected, rtol=1e-9, atol=1e-11)
     gradient = flat(torch.autograd.grad(forward(model)[0], params, allow_unused=True), params)
     torch.testing.assert_close(R.T @ rho, gradient, rtol=1e-7, atol=1e-9)
-    assert root.rows == len(R) == len(rho)
+    assert sum(root.rows for root in found) == len(R) == len(rho)
 
 
 @pytest.mark.parametrize("name", closures())
 def test_what_a_step_does_to_the_outputs(name: str) -> None:
     """√H (z(θ + p) − z(θ)) beside the closure run at θ + p, and Jᵀ of it beside the rows."""
     model, forward = closures()[name]
-    params, G, root, R, _ = factored(model, forward)
+    params, G, found, R, _ = factored(model, forward)
     step = 0.1 * data(sum(p.numel() for p in params), seed=2)
-    change, pulled = G.change(root, step), G.pulled_change(step)
+    change, pulled = G.change(found, step), G.pulled_change(step)
     (_, before) = forward(model)
     with torch.no_grad():
         for p, s in zip(params, step.split([p.numel() for p in params]), strict=True):
             p.add_(s.view_as(p))
     (_, after) = forward(model)
-    pairs = zip(*((z,) if isinstance(z, Tensor) else z for z in (after, before)), strict=True)
-    torch.testing.assert_close(change, root.times([(a - b).detach() for a, b in pairs]), rtol=1e-9, atol=1e-11)
+    moved = [(a - b).detach() for a, b in zip(tree_leaves(after), tree_leaves(before), strict=True)]
+    expected = torch.cat([root.times(moved) for root in found])
+    torch.testing.assert_close(change, expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(pulled, R.T @ change, rtol=1e-7, atol=1e-9)
 
 
@@ -141,7 +168,8 @@ def test_directions_without_curvature_have_no_rows() -> None:
         z = model(x)
         return (z[:, 2] - y).square().mean(), z
 
-    assert ggn(forward, model.parameters()).roots().blocks.shape == (N, 1, 4)
+    (root,) = ggn(forward, model.parameters()).roots()
+    assert root.blocks.shape == (N, 1, 4)
 
 
 def batch_norm() -> tuple[nn.Module, Forward]:
@@ -164,7 +192,14 @@ def variance_of_the_batch() -> tuple[nn.Module, Forward]:
     return model, lambda: ((z := model(data(N, 6))).var(), z)
 
 
-@pytest.mark.parametrize("make", [batch_norm, attends_across_samples, contrastive, variance_of_the_batch])
+def connected_batches() -> tuple[nn.Module, Forward]:
+    model = mlp(6, 1)
+    return model, lambda: (((a := model(data(N, 6))).sum() + (b := model(data(3, 6))).sum()).square(), (a, b))
+
+
+@pytest.mark.parametrize(
+    "make", [batch_norm, attends_across_samples, contrastive, variance_of_the_batch, connected_batches]
+)
 def test_what_connects_samples_is_refused(make: Callable[[], tuple[nn.Module, Forward]]) -> None:
     model, forward = make()
     G = ggn(forward, model.parameters())
@@ -173,20 +208,24 @@ def test_what_connects_samples_is_refused(make: Callable[[], tuple[nn.Module, Fo
         G.rows(G.roots())
 
 
-def two_batches() -> tuple[nn.Module, Forward]:
-    model = mlp(6, 1)
-    return model, lambda: ((a := model(data(N, 6))).square().mean() + (b := model(data(3, 6))).square().mean(), (a, b))
-
-
 def one_number() -> tuple[nn.Module, Forward]:
     model = mlp(6, 1)
     return model, lambda: ((z := model(data(N, 6)).sum()).square(), z)
 
 
-@pytest.mark.parametrize("make", [two_batches, one_number])
-def test_outputs_without_a_common_batch_are_refused(make: Callable[[], tuple[nn.Module, Forward]]) -> None:
-    model, forward = make()
-    with pytest.raises(NotBySampleError, match="no common batch"):
+def test_batches_of_which_only_the_sum_counts_are_refused() -> None:
+    z = [data(N, 1), data(3, 1)]
+
+    def connecting(w: list[Tensor]) -> list[Tensor]:
+        return [w[0] + w[1].sum(), w[1] + w[0].sum()]
+
+    with pytest.raises(NotBySampleError, match="connects outputs of several batches"):
+        roots(connecting, z)
+
+
+def test_outputs_that_are_no_samples_are_refused() -> None:
+    model, forward = one_number()
+    with pytest.raises(NotBySampleError, match="are not all of samples"):
         ggn(forward, model.parameters()).roots()
 
 

@@ -59,7 +59,7 @@ class Accumulated:
         kept = terms[: None if len(terms) <= in_memory else in_memory - 1]
         self._kept = {term.forward for term in kept}
         self._operators: dict[Forward, GGN | Hessian] = {}
-        self._roots: list[Roots] = []
+        self._roots: list[list[Roots]] = []
         self.linearisations = 0
 
     def keeps(self, forward: Forward) -> bool:
@@ -108,7 +108,8 @@ class Accumulated:
             self._roots = [operator.roots() for operator in operators]
         except NotBySampleError as error:
             return str(error)
-        return sum(root.rows for root in self._roots), sum(len(root.blocks) for root in self._roots)
+        every = [root for found in self._roots for root in found]
+        return sum(root.rows for root in every), sum(len(root.blocks) for root in every)
 
     def factor(self) -> tuple[Tensor, Tensor, int] | str:
         """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
@@ -119,7 +120,7 @@ class Accumulated:
             R, ρ, and how many backward passes the rows took; or the reason.
         """
         try:
-            pieces = [operator.rows(root) for operator, root in zip(self._ggns(), self._roots, strict=True)]
+            pieces = [operator.rows(found) for operator, found in zip(self._ggns(), self._roots, strict=True)]
         except NotBySampleError as error:
             return str(error)
         for term, (R, rho) in zip(self._terms, pieces, strict=True):
@@ -127,12 +128,12 @@ class Accumulated:
                 R.mul_(term.weight**0.5)
                 rho.mul_(term.weight**0.5)
         R, rho = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))  # R is large: no copy
-        return R, rho, max(root.blocks.shape[1] for root in self._roots)
+        return R, rho, max(root.blocks.shape[1] for found in self._roots for root in found)
 
     def change(self, p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) in the rows of the last factor: shape (M,)."""
         pieces = zip(self._terms, self._ggns(), self._roots, strict=True)
-        return torch.cat([term.weight**0.5 * operator.change(root, p) for term, operator, root in pieces])
+        return torch.cat([term.weight**0.5 * operator.change(found, p) for term, operator, found in pieces])
 
     def pulled_change(self, p: Tensor) -> Tensor | None:
         """Return Jᵀ H (z(θ + p) − z(θ)), shape (P,); None where not every part has a program and is in memory."""

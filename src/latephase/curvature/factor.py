@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latephase.curvature.jacobian import NotBySampleError, common_batch
+from latephase.curvature.jacobian import NotBySampleError, by_batch
 
 MOST_ENTRIES = 2**26  # of all blocks of H together
 
@@ -22,10 +22,12 @@ class Roots(NamedTuple):
     Attributes:
         blocks: Shape (N, r, C), where C counts a sample's outputs.
         shapes: The outputs' shapes, (N, …) each.
+        places: Where these outputs stand among all of them.
     """
 
     blocks: Tensor
     shapes: list[torch.Size]
+    places: list[int]
 
     @property
     def rows(self) -> int:
@@ -42,36 +44,65 @@ class Roots(NamedTuple):
         ]
 
     def times(self, z: Tensors) -> Tensor:
-        """√H z for z shaped like the outputs; shape (N · r,)."""
-        return torch.einsum("nrc,nc->nr", self.blocks, flat(z)).reshape(-1)
+        """√H z for z shaped like all outputs; shape (N · r,)."""
+        return torch.einsum("nrc,nc->nr", self.blocks, flat(self._own(z))).reshape(-1)
 
     def solve(self, slopes: Tensors) -> Tensor:
         """The ρ of least norm with √Hᵀρ nearest to the slopes; shape (N · r,)."""
-        return (torch.linalg.pinv(self.blocks.mT) @ flat(slopes).unsqueeze(2)).reshape(-1)
+        return (torch.linalg.pinv(self.blocks.mT) @ flat(self._own(slopes)).unsqueeze(2)).reshape(-1)
+
+    def _own(self, z: Tensors) -> Tensors:
+        return [z[place] for place in self.places]
 
 
-def roots(hvp: Product, outputs: Tensors) -> Roots:
-    """Return √H from products with H.
+def roots(hvp: Product, outputs: Tensors) -> list[Roots]:
+    """Return √H from products with H, one for each batch: outputs of another length are of other samples.
 
     Args:
         hvp: `w -> Hw`, both shaped like the outputs.
-        outputs: The outputs, with a common first dimension N.
+        outputs: The outputs, of shapes (N, …), where N may differ (residuals inside a region, and at its boundary).
 
     Returns:
         The blocks; directions in which no sample's loss is curved are left out.
 
     Raises:
-        NotBySampleError: If the outputs have no common batch, or H connects samples, is not positive semi-definite, or
-            is too large.
+        NotBySampleError: If an output has no samples, or H connects samples, is not positive semi-definite, or is too
+            large.
     """
-    n, c = common_batch(outputs), sum(z[0].numel() for z in outputs)
+    found = [_roots_of(hvp, outputs, places) for places in by_batch(outputs)]
+    if len(found) > 1:
+        _check_apart(hvp, outputs, found)
+    return found
+
+
+def _check_apart(hvp: Product, outputs: Tensors, found: list[Roots]) -> None:
+    """Raise NotBySampleError if H connects outputs of several batches: then √Hᵀ√H is not all of it."""
+    probe = _probe(outputs)
+    whole = hvp(probe)
+    error, size = 0.0, 0.0
+    for root in found:
+        apart = torch.einsum("nrc,nr->nc", root.blocks, root.times(probe).view(root.blocks.shape[:2]))
+        own = flat([whole[place] for place in root.places])
+        error, size = max(error, float((own - apart).norm())), max(size, float(own.norm()))
+    if not error <= torch.finfo(found[0].blocks.dtype).eps ** 0.5 * size:
+        raise NotBySampleError("the loss is not a sum over samples: its Hessian connects outputs of several batches")
+
+
+def _roots_of(hvp: Product, outputs: Tensors, places: list[int]) -> Roots:
+    """√H of the outputs of one batch."""
+    own = [outputs[place] for place in places]
+
+    def product(w: Tensors) -> Tensor:
+        given = dict(zip(places, w, strict=True))
+        Hw = hvp([given.get(i, torch.zeros_like(z)) for i, z in enumerate(outputs)])
+        return flat([Hw[place] for place in places])
+
+    n, c = len(own[0]), sum(z[0].numel() for z in own)
     if n * c**2 > MOST_ENTRIES:
         raise NotBySampleError(f"{n} samples with {c} outputs each have too large a Hessian of the loss")
-    H = torch.stack([flat(hvp(_unit(outputs, i))) for i in range(c)], dim=2)
-    probe = [
-        torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(z) for z in outputs
-    ]
-    whole, apart = flat(hvp(probe)), torch.einsum("ncd,nd->nc", H, flat(probe))
+    H = torch.stack([product(_unit(own, i)) for i in range(c)], dim=2)
+    probe = _probe(own)
+    whole, apart = product(probe), torch.einsum("ncd,nd->nc", H, flat(probe))
     precision = torch.finfo(H.dtype).eps ** 0.5
     if not bool((whole - apart).norm() <= precision * whole.norm()):
         raise NotBySampleError("the loss is not a sum over samples: its Hessian connects their outputs")
@@ -81,7 +112,13 @@ def roots(hvp: Product, outputs: Tensors) -> Roots:
         raise NotBySampleError("the loss is not convex in the outputs")
     curved = (eigenvalues > torch.finfo(H.dtype).eps * c * largest).any(dim=0)
     blocks = eigenvalues.clamp(min=0.0).sqrt().unsqueeze(1) * V
-    return Roots(blocks[:, :, curved].mT.reshape(n, int(curved.sum()), c), [z.shape for z in outputs])
+    return Roots(blocks[:, :, curved].mT.reshape(n, int(curved.sum()), c), [z.shape for z in own], places)
+
+
+def _probe(outputs: Tensors) -> Tensors:
+    return [
+        torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(z) for z in outputs
+    ]
 
 
 def flat(z: Tensors) -> Tensor:

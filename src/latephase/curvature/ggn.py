@@ -103,33 +103,42 @@ class GGN(CurvatureOperator[Factors]):
     def _hvp(self, w: list[Tensor]) -> list[Tensor]:
         return self._engine.hvp(w) if self._closed_form is None else [self._closed_form(w[0])]
 
-    def roots(self) -> Roots:
-        """Return √H, block by block; see `factor.roots`. There may be no product to hold against the gradient."""
-        self._surely(self._hold_in_full)
+    def roots(self) -> list[Roots]:
+        """Return √H, batch by batch and block by block; see `factor.roots`."""
+        self._surely(self._hold_in_full)  # there may be no product to hold against the gradient
         return roots(self._hvp, [z.detach() for z in self._point.outputs])
 
-    def rows(self, root: Roots) -> tuple[Tensor, Tensor]:
+    def rows(self, found: list[Roots]) -> tuple[Tensor, Tensor]:
         """Return R = √H J, shape (M, P), and ρ of shape (M,) with Rᵀρ = g.
 
         Raises:
             NotBySampleError: If that cannot be computed sample by sample.
             OutOfMemoryError: If there is no memory for it.
         """
+        probe = self._point.random_direction(DIRECTION)
+        Jv = self._engine.jvp(probe)
+        pieces = [self._rows_of(root, probe, Jv) for root in found]
+        R = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # large: no copy
+        rho = torch.cat([root.solve(self._engine.slopes) for root in found])
+        return R.to(self._parameters.dtype), rho.to(self._parameters.dtype)
+
+    def _rows_of(self, root: Roots, probe: list[Tensor], Jv: list[Tensor]) -> Tensor:
+        """The rows of one batch, seen to be right in one direction."""
         point = self._point
         try:
-            R = rows(sampled(point), point.leaves, root.cotangents())
-            probe = point.random_direction(DIRECTION)
-            expected = root.times(self._engine.jvp(probe))
-            check(point, "√H J v", [R @ torch.cat([v.reshape(-1) for v in probe]).to(R.dtype)], [expected])
+            R = rows(sampled(point, root.places), point.leaves, root.cotangents())
+            flat = torch.cat([v.reshape(-1) for v in probe])
+            check(point, "√H J v", [R @ flat.to(R.dtype)], [root.times(Jv)])
         except (torch.OutOfMemoryError, NotBySampleError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             raise NotBySampleError(f"the outputs are no function of each sample alone ({said(error)})") from error
-        return R.to(self._parameters.dtype), root.solve(self._engine.slopes).to(self._parameters.dtype)
+        return R
 
-    def change(self, root: Roots, p: Tensor) -> Tensor:
+    def change(self, found: list[Roots], p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) for p of shape (P,); shape (M,)."""
-        return root.times(self._change(p)).to(self._parameters.dtype)
+        change = self._change(p)
+        return torch.cat([root.times(change) for root in found]).to(self._parameters.dtype)
 
     @property
     def can_move(self) -> bool:

@@ -8,16 +8,19 @@ independent is not guessed but seen: whoever uses the rows holds them against pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latephase.curvature.point import Point
 from latephase.curvature.program import Program, mapped, needed
-from latephase.curvature.replay import replay
+from latephase.curvature.pull_back import pull_back
+from latephase.curvature.replay import leaves_where_needed, replay
+from latephase.curvature.traced import traced
 
 CHUNK_BYTES = 2**28  # of rows that are in the making at once
 
@@ -42,45 +45,47 @@ class Sampled(NamedTuple):
     samples: int
 
 
-def common_batch(outputs: Sequence[Tensor]) -> int:
-    """Return N of outputs of shapes (N, …).
+def by_batch(outputs: Sequence[Tensor]) -> list[list[int]]:
+    """Return which outputs, of shapes (N, …), have a common N.
 
     Raises:
-        NotBySampleError: If they have no common first dimension.
+        NotBySampleError: If one has no first dimension, or nothing in it.
     """
-    lengths = {z.shape[0] if z.dim() else 0 for z in outputs}
-    if len(lengths) != 1 or lengths == {0}:
-        raise NotBySampleError(f"outputs of shapes {[tuple(z.shape) for z in outputs]} have no common batch")
-    return lengths.pop()
+    lengths = [z.shape[0] if z.dim() else 0 for z in outputs]
+    if 0 in lengths:
+        raise NotBySampleError(f"outputs of shapes {[tuple(z.shape) for z in outputs]} are not all of samples")
+    return [[i for i, one in enumerate(lengths) if one == n] for n in dict.fromkeys(lengths)]
 
 
-def sampled(point: Point) -> Sampled:
+def sampled(point: Point, places: Sequence[int]) -> Sampled:
     """Return the program of a point for one sample.
 
     Args:
-        point: Its outputs have shapes (N, …).
+        point: The point.
+        places: Which of its outputs; they have shapes (N, …) with a common N.
 
     Returns:
         The program; whether it computes what the whole batch does is still to be seen.
 
     Raises:
-        NotBySampleError: If the outputs have no common batch, or the program cannot be run again.
+        NotBySampleError: If the program cannot be run again.
     """
     program = point.program
     if program.unseen is not None:
         raise NotBySampleError(f"{program.unseen} cannot be run again from a record of torch functions")
-    n = common_batch(point.outputs)
+    n = len(point.outputs[places[0]])
+    ends = [program.ends[1 + place] for place in places]
 
     def single(leaf: object) -> object:
         return 1 if type(leaf) is int and leaf == n else leaf
 
     calls = [
         call._replace(args=mapped(call.args, single), kwargs=mapped(call.kwargs, single))
-        for call in needed(program.calls, program.ends[1:])
+        for call in needed(program.calls, ends)
     ]
     inputs = [tensor.detach() for tensor, _ in program.inputs]
     dims = [next((dim for dim, size in enumerate(t.shape) if size == n), None) for t in inputs]
-    return Sampled(program._replace(calls=calls, ends=program.ends[1:]), inputs, dims, n)
+    return Sampled(program._replace(calls=calls, ends=ends), inputs, dims, n)
 
 
 def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -88,7 +93,8 @@ def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
     program = point.program._replace(ends=point.program.ends[1:])
     calls = needed(program.calls, program.ends)
     with point.repeat.draws(), torch.no_grad():
-        return replay(program._replace(calls=calls), tensors, [tensor.detach() for tensor, _ in program.inputs])
+        inputs = leaves_where_needed(program, [tensor for tensor, _ in program.inputs])
+        return [z.detach() for z in replay(program._replace(calls=calls), tensors, inputs)]
 
 
 def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
@@ -110,9 +116,13 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -
     if not cut:
         raise NotBySampleError(f"no tensor from outside the closure has a dimension of {one.samples} samples")
 
+    backward = _traced_backward(one, parameters, cotangents) if differentiates(one.program) else None
+
     def of_sample(cotangents: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
         left = iter(slices)
         inputs = [t if d is None else next(left).unsqueeze(d) for t, d in zip(one.inputs, one.dims, strict=True)]
+        if backward is not None:
+            return torch.func.vmap(lambda *u: backward(parameters, inputs, [c.unsqueeze(0) for c in u]))(*cotangents)
         pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
         return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
 
@@ -124,3 +134,34 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         pieces = every_sample(list(cotangents), [tensor for tensor, _ in cut])
     return torch.cat([piece.flatten(0, 1).flatten(1) for piece in pieces], dim=1)
+
+
+# Of programs that take derivatives themselves, as those of physics-informed networks do: tracing takes seconds.
+_backwards: OrderedDict[object, fx.GraphModule] = OrderedDict()
+REMEMBERED_BACKWARDS = 32
+
+
+def differentiates(program: Program) -> bool:
+    """Whether a program takes derivatives by `torch.autograd.grad`, which has no place inside `torch.func`."""
+    return any(call.function is torch.autograd.grad for call in program.calls)
+
+
+def _traced_backward(
+    one: Sampled, parameters: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> Callable[..., list[Tensor]]:
+    """Jᵀu of one sample as a graph in which its own derivatives are resolved: (parameters, inputs, u) → Jᵀu."""
+    key = (one.program.fingerprint, repr(one.program.ends), tuple((p.shape, p.dtype, p.device) for p in parameters))
+    if key not in _backwards:
+        inputs = [t if d is None else t.narrow(d, 0, 1) for t, d in zip(one.inputs, one.dims, strict=True)]
+        single = [c[:1, 0] for c in cotangents]
+
+        def backward(parameters: Sequence[Tensor], inputs: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
+            leaves = [p.detach().requires_grad_() for p in parameters]
+            with torch.enable_grad():
+                z = replay(one.program, leaves, leaves_where_needed(one.program, inputs))
+            return pull_back(z, leaves, list(u))
+
+        _backwards[key] = traced(backward, list(parameters), inputs, single)
+        while len(_backwards) > REMEMBERED_BACKWARDS:
+            _backwards.popitem(last=False)
+    return _backwards[key]

@@ -70,6 +70,12 @@ def replay(
     return mapped(program.ends, value)
 
 
+def leaves_where_needed(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return stand-ins for inputs, of which those are leaves with a gradient that are so in the program."""
+    flags = [flag for _, flag in program.inputs]
+    return [t.detach().requires_grad_() if flag else t.detach() for t, flag in zip(inputs, flags, strict=True)]
+
+
 def _padded(embedded: Tensor, indices: Tensor, weight: Tensor, padding_idx: int | None = None, **_: object) -> Tensor:
     """Embeddings in which those of the padding are constants, as in the backward pass; forward mode forgets that."""
     if padding_idx is None:

@@ -7,29 +7,26 @@ results, the residuals, are constants of the *linear* parts. A product with the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.autograd.forward_ad as fw
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import Argument, Node
 
-from latephase.curvature.dispatch_state import unchanged_dispatch_state
 from latephase.curvature.engines.engine import StaleOperatorError
 from latephase.curvature.options import Options
 from latephase.curvature.point import Point
 from latephase.curvature.pull_back import partial_derivatives, pull_back
-from latephase.curvature.replay import replay
+from latephase.curvature.replay import leaves_where_needed, replay
 from latephase.curvature.rewrite.append import append
 from latephase.curvature.rewrite.channels_last import lay_channels_last
 from latephase.curvature.rewrite.fold_scales import fold_scales
 from latephase.curvature.rewrite.lower_precision import lower_precision
 from latephase.curvature.rewrite.nodes import is_random, placeholder
-from latephase.curvature.rewrite.remove_writes import remove_writes
 from latephase.curvature.rewrite.split import boundary, extract
+from latephase.curvature.traced import traced
 from latephase.curvature.verify import check, difference_and_norm, norm, rounding
 
 T = TypeVar("T")
@@ -225,18 +222,13 @@ class Linearization:
 
 
 def _made(function: Callable[..., object], point: Point, *vectors: Tensors) -> fx.Graph:
-    """Trace `function(primals, inputs, *vectors)`, without values and without writes into arguments."""
+    """Trace `function(primals, inputs, *vectors)`."""
     args = (
         [q.detach() for q in point.leaves],
         [_detached(tensor) for tensor, _ in point.program.inputs],
         *([torch.zeros_like(v, requires_grad=False) for v in group] for group in vectors),
     )
-    with unchanged_dispatch_state(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the closure has to say, it has said; the rest is PyTorch to itself
-        traced = make_fx(function, tracing_mode="fake")(*args)
-        if not remove_writes(traced.graph):
-            traced = make_fx(torch.func.functionalize(traced, remove="mutations"), tracing_mode="fake")(*args)
-    return traced.graph
+    return traced(function, *args).graph
 
 
 def _forward_mode(point: Point) -> Part:
@@ -270,12 +262,8 @@ def _replayed(
     point: Point, parameters: Tensors, inputs: Tensors, beside_moving: Callable[[Tensor], Tensor] = lambda t: t
 ) -> Tensors:
     """Run the program on stand-ins; return its loss and outputs."""
-    stand_ins = [
-        tensor.detach().requires_grad_() if requires_grad else tensor
-        for tensor, (_, requires_grad) in zip(inputs, point.program.inputs, strict=True)
-    ]
     with torch.enable_grad():
-        return replay(point.program, parameters, stand_ins, beside_moving)
+        return replay(point.program, parameters, leaves_where_needed(point.program, inputs), beside_moving)
 
 
 def _detached(tensor: Tensor) -> Tensor:
