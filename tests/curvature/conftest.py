@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+import torch
+from tests.curvature.networks import forget_choices
 
 from latephase.curvature.engines import linearize
 
@@ -20,3 +22,19 @@ def traces(monkeypatch):
 
     monkeypatch.setattr(GGN_MODULE, "trace", counting)
     return made
+
+
+@pytest.fixture
+def float64():
+    """New tensors are of float64, and drawn from one seed."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(previous)
+
+
+@pytest.fixture
+def no_memory():
+    """No choice of an earlier test is remembered: networks that call the same functions would share it."""
+    forget_choices()

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tests.curvature.networks import forget_choices
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -17,14 +16,7 @@ N = 6
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 
 
-@pytest.fixture(autouse=True)
-def _float64_one_seed_no_memory():
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    forget_choices()
-    yield
-    torch.set_default_dtype(previous)
+pytestmark = pytest.mark.usefixtures("float64", "no_memory")
 
 
 def rows(tensor, params):

@@ -11,13 +11,7 @@ from latephase.curvature import ggn, hessian
 N, C = 6, 3
 
 
-@pytest.fixture(autouse=True)
-def _float64_one_seed():
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(previous)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Setting:

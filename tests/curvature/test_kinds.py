@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tests.curvature.networks import forget_choices
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -20,14 +19,7 @@ from latephase.curvature import CurvatureError, ggn
 N, C = 4, 3
 
 
-@pytest.fixture(autouse=True)
-def _float64_one_seed_no_memory():
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    forget_choices()  # kinds that call the same functions would share a choice
-    yield
-    torch.set_default_dtype(previous)
+pytestmark = pytest.mark.usefixtures("float64", "no_memory")
 
 
 class Kind(NamedTuple):

@@ -16,14 +16,7 @@ from torch import nn
 
 from latephase.curvature import ggn
 
-
-@pytest.fixture(autouse=True)
-def _float64_one_seed():
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(previous)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def mlp(*sizes):

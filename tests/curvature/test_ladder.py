@@ -17,9 +17,7 @@ from latephase.curvature.engines import linearize
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 
 
-@pytest.fixture(autouse=True)
-def _no_memory():
-    forget_choices()
+pytestmark = pytest.mark.usefixtures("no_memory")
 
 
 @pytest.mark.parametrize("part", ["jvp", "vjp", "primal"])

@@ -3,16 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tests.curvature.networks import closure, forget_choices, network
+from tests.curvature.networks import closure, network
 
 from latephase.curvature import ggn, hessian
 from latephase.curvature.ggn import HELD_PRODUCTS
 from latephase.parts.conjugate_gradients import cg
 
-
-@pytest.fixture(autouse=True)
-def _no_memory():
-    forget_choices()
+pytestmark = pytest.mark.usefixtures("no_memory")
 
 
 def test_explain_says_what_ran_and_what_it_cost():

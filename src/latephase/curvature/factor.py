@@ -94,7 +94,7 @@ def _roots_of(hvp: Product, outputs: Tensors, places: list[int]) -> Roots:
 
     def product(w: Tensors) -> Tensor:
         given = dict(zip(places, w, strict=True))
-        Hw = hvp([given.get(i, torch.zeros_like(z)) for i, z in enumerate(outputs)])
+        Hw = hvp([given[i] if i in given else torch.zeros_like(z) for i, z in enumerate(outputs)])
         return flat([Hw[place] for place in places])
 
     n, c = len(own[0]), sum(z[0].numel() for z in own)

@@ -37,12 +37,14 @@ class Sampled(NamedTuple):
         inputs: The tensors it takes from outside, with all samples.
         dims: The dimension of each along which samples lie; None where all samples share it.
         samples: N.
+        places: Where its outputs stand among those of the whole program.
     """
 
     program: Program
     inputs: list[Tensor]
     dims: list[int | None]
     samples: int
+    places: tuple[int, ...]
 
 
 def by_batch(outputs: Sequence[Tensor]) -> list[list[int]]:
@@ -85,7 +87,7 @@ def sampled(point: Point, places: Sequence[int]) -> Sampled:
     ]
     inputs = [tensor.detach() for tensor, _ in program.inputs]
     dims = [next((dim for dim, size in enumerate(t.shape) if size == n), None) for t in inputs]
-    return Sampled(program._replace(calls=calls, ends=ends), inputs, dims, n)
+    return Sampled(program._replace(calls=calls, ends=ends), inputs, dims, n, tuple(places))
 
 
 def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -150,7 +152,7 @@ def _traced_backward(
     one: Sampled, parameters: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> Callable[..., list[Tensor]]:
     """Jᵀu of one sample as a graph in which its own derivatives are resolved: (parameters, inputs, u) → Jᵀu."""
-    key = (one.program.fingerprint, repr(one.program.ends), tuple((p.shape, p.dtype, p.device) for p in parameters))
+    key = (one.program.fingerprint, one.places, tuple((p.shape, p.dtype, p.device) for p in parameters))
     if key not in _backwards:
         inputs = [t if d is None else t.narrow(d, 0, 1) for t, d in zip(one.inputs, one.dims, strict=True)]
         single = [c[:1, 0] for c in cotangents]

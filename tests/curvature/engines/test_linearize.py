@@ -1,18 +1,18 @@
 """What linearisation promises beyond right products: one trace for many points, and no stale constant."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tests.curvature.networks import closure, forget_choices, fresh, network
+from tests.curvature.networks import closure, fresh, network
 from torch import nn
 
 from latephase import HessianFree
 from latephase.curvature import ggn
+from latephase.curvature.verify import DisagreementError
 
-
-@pytest.fixture(autouse=True)
-def _no_memory():
-    forget_choices()
+pytestmark = pytest.mark.usefixtures("no_memory")
 
 
 def test_one_trace_serves_new_data_and_new_parameters(traces):
@@ -130,3 +130,39 @@ def test_a_narrower_type_changes_the_product_a_little_and_its_type_not_at_all():
     error = float((operator @ v - exact).norm() / exact.norm())
     assert (operator @ v).dtype is torch.float32
     assert 1e-4 < error < 3e-2
+
+
+def shifted_by(shift):
+    """An engine near the solution of equations with large terms, its outputs off by so much; and the true slopes."""
+    generator = torch.Generator().manual_seed(0)
+    x, theta = torch.randn(20, 3, generator=generator), torch.nn.Parameter(torch.tensor([5.0, -3.0, 4.0]))
+    y = x @ theta.detach() + 1e-3 * torch.randn(20, generator=generator)
+
+    def forward():
+        z = x @ theta - y
+        return z.square().mean(), z
+
+    engine: Any = ggn(forward, [theta])._engine
+    primal = engine._program.primal
+
+    def off(*tensors):
+        z, slopes, *rest = primal(*tensors)
+        return [z + shift, slopes + 2.0 * shift / len(z), *rest]
+
+    engine._program = engine._program._replace(primal=off)
+    engine.release()
+    return engine, 2.0 / len(y) * forward()[1].detach()
+
+
+def test_outputs_may_be_off_by_the_rounding_of_their_terms_and_slopes_are_the_closures():
+    engine, slopes = shifted_by(1e-4)
+    assert 2.0 * 1e-4 / len(slopes) > 0.01 * slopes.norm()  # much, beside the outputs themselves
+    torch.testing.assert_close(engine.slopes[0], slopes, rtol=1e-3, atol=1e-7)
+
+
+def test_outputs_that_are_off_by_more_are_refused():
+    engine, _ = shifted_by(0.1)
+    with pytest.raises(DisagreementError, match="the outputs"):
+        _ = engine.slopes
+    with pytest.raises(DisagreementError, match="the outputs"):  # and again
+        engine.vjp([torch.ones(20)])

@@ -195,13 +195,13 @@ class Linearization:
         them differ by the rounding of the terms, whose size ‖Jθ‖ tells: much more than their own rounding.
         """
         point = self._point
-        drift = [mine - z.detach() for mine, z in zip(outputs, point.outputs, strict=True)]
         off, size = difference_and_norm(outputs, point.outputs)
-        if off == 0.0:
-            return
-        terms = norm(self.jvp([q.detach() for q in point.leaves])) if off > rounding(point) * size else 0.0
-        check(point, "the outputs", outputs, point.outputs, cancelled=terms)
-        self._slopes = [s - Hd for s, Hd in zip(self._slopes, self.hvp(drift), strict=True)]
+        if off > rounding(point) * size:
+            terms = norm(self.jvp([q.detach() for q in point.leaves]))
+            check(point, "the outputs", outputs, point.outputs, cancelled=terms)
+        if off > 0.0:
+            drift = [mine - z.detach() for mine, z in zip(outputs, point.outputs, strict=True)]
+            self._slopes = [s - Hd for s, Hd in zip(self._slopes, self.hvp(drift), strict=True)]
 
     def jvp(self, tangents: Tensors) -> Tensors:
         """J v, shaped like the outputs."""
