@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from latephase import checks
 from latephase.curvature import ggn
 from latephase.finishing.data import examples
 from latephase.finishing.judge import Judge, training_undisturbed
+from latephase.finishing.prices import shortest
 from latephase.finishing.task import task_of
 from latephase.optimizer import HessianFree
 from latephase.parameters import Parameters
@@ -169,9 +169,7 @@ def _measured(model: nn.Module, parts: _Parts, device: torch.device) -> Amenabil
 
     signal = _signal(parts, gradient) if parts.drawn else math.inf
     g = gradient(parts.model)
-    begin = time.perf_counter()
-    gradient(parts.model)
-    cost = time.perf_counter() - begin
+    cost = shortest(lambda: gradient(parts.model), device, times=2)
     curvature = ggn(lambda: task.forward(model, parts.model), flat.tensors)
     space = lanczos(lambda v: curvature @ v, g, most=PRODUCTS, enough=lambda T, beta: False)
     values = [] if space is None else space.eigenvalues.flip(0).tolist()
@@ -179,7 +177,7 @@ def _measured(model: nn.Module, parts: _Parts, device: torch.device) -> Amenabil
     step = _step(model, parts, groups, max(float(g.square().mean()), SMALLEST))
     after = judge(model)
     predicted = (step.loss_after - step.loss_before) / step.reduction_ratio if step.reduction_ratio else math.nan
-    gain, ratio, price = (before - after) / before, (after - before) / predicted, step.seconds / max(cost, 1e-9)
+    gain, ratio, price = (before - after) / before, (after - before) / predicted, step.seconds / cost
     amenable, reason = _verdict(parts, signal, gain)
     return Amenability(amenable, reason, signal, gain, ratio, largest, decay, price, step)
 

@@ -150,7 +150,7 @@ class _Finish:
         generator = torch.Generator().manual_seed(seed)
         size, rate = setting.size, budget.amount
         if budget.unit == "seconds":
-            size = replace(size, flops=flops(budget.amount))
+            size = replace(size, flops=flops(budget.amount, device))
             rate = gradients(budget.amount, setting.task, model, setting.data.train)
         entrants = [c for c in candidates(setting.task, size, optimizer) if c.name in strategies]
         self._race = Race(setting.task, model, setting.data, generator, entrants, judge, rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,24 +102,30 @@ class Size:
         return (rows * self.parameters * smaller + smaller**3) / self.flops if self.direct else 0.0
 
 
-def flops(seconds: float, size: int = 512) -> float:
-    """Return how many floating-point operations of matrix products in float64 can be had in so many seconds."""
-    A = torch.ones(size, size, dtype=torch.float64)
-    best = math.inf
-    for _ in range(4):  # the first of them warms up
-        begin = time.perf_counter()
-        A @ A
-        best = min(best, time.perf_counter() - begin)
-    return seconds * 2.0 * size**3 / max(best, 1e-9)
+def flops(seconds: float, device: torch.device, size: int = 512) -> float:
+    """Return how many floating-point operations of matrix products in float64 a device does in so many seconds."""
+    A = torch.ones(size, size, dtype=torch.float64, device=device)
+    return seconds * 2.0 * size**3 / shortest(lambda: A @ A, device, times=4)
 
 
 def gradients(seconds: float, task: Task, model: nn.Module, train: Split) -> float:
     """Return how many gradients on a batch can be had in so many seconds; the network stays as it is."""
-    batch, best = train.take(slice(0, task.batch_size)), math.inf
+    batch = train.take(slice(0, task.batch_size))
     moved = [p for p in model.parameters() if p.requires_grad]
-    with training_undisturbed(model, next(model.parameters()).device):
-        for _ in range(3):  # the first of them warms up
-            begin = time.perf_counter()
-            torch.autograd.grad(task.forward(model, batch)[0], moved, allow_unused=True)
-            best = min(best, time.perf_counter() - begin)
-    return seconds / max(best, 1e-9)
+    device = next(model.parameters()).device
+    with training_undisturbed(model, device):
+        return seconds / shortest(
+            lambda: torch.autograd.grad(task.forward(model, batch)[0], moved, allow_unused=True), device, times=3
+        )
+
+
+def shortest(work: Callable[[], object], device: torch.device, times: int) -> float:
+    """Return the seconds of the fastest of some repetitions, > 0; the first of them warms up."""
+    best = math.inf
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        if device.type != "cpu":  # which has only been told what to do
+            torch.accelerator.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return max(best, 1e-9)

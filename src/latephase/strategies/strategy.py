@@ -35,10 +35,15 @@ class Family(str, Enum):
     HESSIAN_FREE = "Hessian-free"
     QUASI_NEWTON = "quasi-Newton"
     AVERAGING = "averaging"
+    CHOOSING = "choosing"
 
 
 class TooFewExamplesError(ValueError):
     """There are not examples enough for a strategy's batches. The message says how many it needs."""
+
+
+class NothingLeftError(Exception):
+    """A trainer's step has nothing left to do: the run ends before its budget does."""
 
 
 class Step(NamedTuple):
@@ -65,7 +70,11 @@ class Trainer(Protocol):
     """
 
     def step(self, spent: float) -> Step:
-        """Take one step, given the fraction of the budget spent so far."""
+        """Take one step, given the fraction of the budget spent so far.
+
+        Raises:
+            NothingLeftError: If there is nothing left to do.
+        """
 
     def judged(self) -> nn.Module:
         """Return the network to evaluate."""
@@ -116,6 +125,14 @@ class Strategy(Protocol):
 
     def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Trainer:
         """Return what trains `model` on batches drawn with `generator`."""
+
+
+@runtime_checkable
+class WithinSeconds(Protocol):
+    """A strategy that wants to know beforehand how many seconds it has."""
+
+    def within(self, seconds: float) -> Strategy:
+        """Return the strategy for a budget of so many seconds."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,12 @@ class Split:
 
     def take(self, index: Tensor | slice) -> "Split":
         """Return the examples at `index`."""
-        inputs, targets = pytree.tree_map(lambda leaf: leaf[index], (self.inputs, self.targets))
-        return Split(inputs, targets)
+
+        def taken(leaf: Tensor) -> Tensor:
+            # Else indexing would wait until the device has done all that it has been told to.
+            return leaf[index.to(leaf.device, non_blocking=True) if isinstance(index, Tensor) else index]
+
+        return Split(*pytree.tree_map(taken, (self.inputs, self.targets)))
 
     def to(self, device: torch.device) -> "Split":
         """Return the same examples on `device`."""

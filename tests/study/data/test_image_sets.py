@@ -1,3 +1,4 @@
+import functools
 import gzip
 import struct
 
@@ -8,6 +9,9 @@ from latephase.study.data import FASHION_MNIST_FOLDER, DataError, digits, fashio
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+compressed = functools.partial(gzip.compress, mtime=0)  # the same in all processes that collect these tests
 
 
 def idx(array):
@@ -23,7 +27,7 @@ def write_folder(folder, n_train=6, n_test=3, side=4):
         arrays[images] = torch.randint(256, (n, side, side), dtype=torch.uint8, generator=generator)
         arrays[labels] = torch.randint(10, (n,), dtype=torch.uint8, generator=generator)
     for name, array in arrays.items():
-        (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+        (folder / f"{name}.gz").write_bytes(compressed(idx(array)))
     return arrays
 
 
@@ -71,16 +75,16 @@ LABELS = idx(torch.arange(6, dtype=torch.uint8))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(LABELS)[:-12], "truncated or corrupt"),
+        (compressed(LABELS)[:-12], "truncated or corrupt"),
         (b"<html>not found</html>", "truncated or corrupt"),
-        (gzip.compress(LABELS)[:12] + b"\xff" * 30, "truncated or corrupt"),
-        (gzip.compress(b""), "starts with nothing, expected 00000801"),
-        (gzip.compress(idx(torch.zeros(6, 1, dtype=torch.uint8))), "starts with 00000802, expected 00000801"),
-        (gzip.compress(LABELS[:6]), "truncated, 6 bytes where the header alone has 8"),
-        (gzip.compress(LABELS[:-1]), r"13 bytes, expected 14 for the shape \(6,\)"),
-        (gzip.compress(LABELS + b"\0"), r"15 bytes, expected 14 for the shape \(6,\)"),
-        (gzip.compress(idx(torch.arange(5, dtype=torch.uint8))), "5 labels for the 6 images of train-images"),
-        (gzip.compress(idx(torch.arange(5, 11, dtype=torch.uint8))), "label 10, expected labels from 0 to 9"),
+        (compressed(LABELS)[:12] + b"\xff" * 30, "truncated or corrupt"),
+        (compressed(b""), "starts with nothing, expected 00000801"),
+        (compressed(idx(torch.zeros(6, 1, dtype=torch.uint8))), "starts with 00000802, expected 00000801"),
+        (compressed(LABELS[:6]), "truncated, 6 bytes where the header alone has 8"),
+        (compressed(LABELS[:-1]), r"13 bytes, expected 14 for the shape \(6,\)"),
+        (compressed(LABELS + b"\0"), r"15 bytes, expected 14 for the shape \(6,\)"),
+        (compressed(idx(torch.arange(5, dtype=torch.uint8))), "5 labels for the 6 images of train-images"),
+        (compressed(idx(torch.arange(5, 11, dtype=torch.uint8))), "label 10, expected labels from 0 to 9"),
     ],
 )
 def test_a_bad_file_is_named_with_what_was_expected(tmp_path, content, message):
@@ -92,7 +96,7 @@ def test_a_bad_file_is_named_with_what_was_expected(tmp_path, content, message):
 
 def test_images_of_two_sizes_are_refused(tmp_path):
     write_folder(tmp_path)
-    (tmp_path / f"{TEST_IMAGES}.gz").write_bytes(gzip.compress(idx(torch.zeros(3, 5, 5, dtype=torch.uint8))))
+    (tmp_path / f"{TEST_IMAGES}.gz").write_bytes(compressed(idx(torch.zeros(3, 5, 5, dtype=torch.uint8))))
     with pytest.raises(DataError, match=r"\(1, 4, 4\), test images \(1, 5, 5\)"):
         fashion_mnist(tmp_path)
 

@@ -33,6 +33,7 @@ OPTIONS = {
     "hf_large": "gradient=40, curvature_opt=hessian",
     "hf_same_batch": "adapt_damping=False, cg_max_iter=3",
     "hf_auto": "solver=krylov",
+    "finish": "strategies=['l-bfgs']",
     "hf_m": "lr=0.5, nonpos_curv_option='saddle-free'",
 }
 NUMBERED = [f"{declaration.name}12" for declaration in DECLARATIONS if declaration.numbered]
@@ -115,8 +116,8 @@ def test_options_change_settings_identity_and_steps(name):
     assert records[0].identity != records[1].identity
     one, other = started(plain.name), started(name)
     for trainer in (one, other):
-        for _ in range(3):
-            trainer.step(0.0)
+        for number in range(6):
+            trainer.step(number / 12)
     assert any(not torch.equal(value, state(other)[key]) for key, value in state(one).items())
 
 

@@ -41,20 +41,28 @@ class ImageAugmentation:
         return torch.cat([self._changed(piece, generator) for piece in inputs.split(_PIECE)])
 
     def _changed(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        def uniform(low: float, high: float) -> Tensor:
-            drawn = torch.rand(len(inputs), generator=generator, dtype=torch.float64)
-            return (low + (high - low) * drawn).to(inputs)
-
         mean, std = self.mean.to(inputs), self.std.to(inputs)
-        images = inputs * std + mean
-        top, left = torch.randint(2 * PADDING + 1, (2, len(inputs)), generator=generator).to(inputs.device)
-        images = crop(images, top, left)
+        (top, left), mirrored, brightness, saturation, contrast = self._drawn(inputs, generator)
+        images = crop(inputs * std + mean, top, left)
         if self.flip:
-            images = mirror(images, uniform(0, 1) < 0.5)
-        images = brighten(images, uniform(-BRIGHTNESS, BRIGHTNESS)).clamp(0, 1)
-        images = saturate(images, uniform(*SATURATION))
-        images = stretch_contrast(images, uniform(*CONTRAST)).clamp(0, 1)
+            images = mirror(images, mirrored < 0.5)
+        images = brighten(images, brightness).clamp(0, 1)
+        images = saturate(images, saturation)
+        images = stretch_contrast(images, contrast).clamp(0, 1)
         return (images - mean) / std
+
+    def _drawn(self, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the random numbers of each image, brought to its device in one go: there each transfer has a price."""
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(len(inputs), generator=generator, dtype=torch.float64)
+
+        places = torch.randint(2 * PADDING + 1, (2, len(inputs)), generator=generator)
+        mirrored = uniform(0, 1) if self.flip else places[0].double()
+        others = (uniform(-BRIGHTNESS, BRIGHTNESS), uniform(*SATURATION), uniform(*CONTRAST))
+        drawn = torch.stack([*places.double(), mirrored, *others]).to(inputs.device, non_blocking=True)
+        mirrored, brightness, saturation, contrast = drawn[2:].to(inputs)
+        return drawn[:2].long(), mirrored, brightness, saturation, contrast
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor) -> Tensor:

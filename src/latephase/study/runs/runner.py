@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from latephase import StepRecord
-from latephase.strategies.strategy import Strategy
+from latephase.strategies.strategy import NothingLeftError, Strategy, WithinSeconds
 from latephase.strategies.trainer import copied_state
 from latephase.study.data import Data
 from latephase.study.numbers import loss_text
@@ -50,7 +50,7 @@ def resume(
     """Continue training from a checkpoint within a budget. Seeds torch's global generator.
 
     Evaluation is not on the clock. The step during which the budget runs out does not count: it is taken back. A run
-    whose train loss is seen to have diverged since the checkpoint ends there.
+    whose train loss is seen to have diverged since the checkpoint ends there, and so does one with nothing left to do.
 
     Args:
         problem: What to train.
@@ -67,6 +67,8 @@ def resume(
     device = data.train.inputs.device
     model = problem.build_model().to(device)
     model.load_state_dict(state)
+    if allowance.unit == "seconds" and isinstance(strategy, WithinSeconds):
+        strategy = strategy.within(allowance.amount)
     torch.manual_seed(seed)
     clock, work, lr = Clock(device), 0.0, math.nan
     records: list[StepRecord] = []
@@ -89,8 +91,11 @@ def resume(
         if has_diverged(curve[-1].train_loss, curve[0].train_loss):
             break
         before = trainer.snapshot()
-        with clock:
-            step = trainer.step(share)
+        try:
+            with clock:
+                step = trainer.step(share)
+        except NothingLeftError:
+            break
         work += step.gradients
         if spent() > 1.0:
             trainer.restore(before)

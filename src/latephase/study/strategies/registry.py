@@ -14,6 +14,7 @@ FILES = (
     "latephase.study.strategies.scipy_lbfgs",
     "latephase.study.strategies.ssbroyden",
     "latephase.strategies.hf",
+    "latephase.study.strategies.finish",
 )
 
 DECLARATIONS: tuple[Declaration, ...] = tuple(
