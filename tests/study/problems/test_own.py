@@ -50,11 +50,12 @@ def folder(tmp_path, monkeypatch):
     for place in (tmp_path, tmp_path / "elsewhere"):
         (place / "my_settings.py").write_text("EPOCHS = 3\n")
     monkeypatch.chdir(tmp_path)
-    path, modules = sys.path.copy(), set(sys.modules)
+    path = sys.path.copy()
     yield tmp_path
     sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]  # no others: what a library has registered elsewhere it cannot register twice
 
 
 def test_from_a_file_which_may_import_its_neighbours(folder):

@@ -8,7 +8,7 @@ from torch import nn
 
 from latephase.strategies.first_order import SGD_CONSTANT
 from latephase.strategies.hf import hf_equal
-from latephase.strategies.strategy import Family, Step, Strategy, Trainer
+from latephase.strategies.strategy import Family, NothingLeftError, Step, Strategy, Trainer
 from latephase.strategies.swa import SWA
 from latephase.strategies.trainer import copied_state
 from latephase.study.runs import runner
@@ -96,6 +96,33 @@ def test_a_budget_of_work_does_not_look_at_the_clock(time):
 def test_a_step_that_ends_with_the_budget_counts(time):
     curve = run(Counting(time, [5.0, 5.0, 5.0]), budget=10.0).curve
     assert [(p.seconds, p.steps) for p in curve] == [(0, 0), (5, 1), (10, 2)]
+
+
+class Ending(Counting):
+    """The same, but after its last duration nothing is left to do; and it wants to know its seconds."""
+
+    told = None
+
+    def within(self, seconds):
+        self.told = seconds
+        return self
+
+    def step(self, spent):
+        if not self.durations:
+            raise NothingLeftError
+        return super().step(spent)
+
+
+def test_a_run_with_nothing_left_to_do_ends_before_its_budget(time):
+    curve = run(Ending(time, [1.0, 1.0]), budget=1000.0).curve
+    assert [(p.seconds, p.steps, p.train_loss) for p in curve] == [(0, 0, 0), (2, 2, 2)]
+
+
+def test_a_strategy_is_told_its_seconds_where_there_are_any(time):
+    one, other = Ending(time, []), Ending(time, [])
+    run(one, budget=9.0)
+    run(other, budget=9.0, unit="gradients")
+    assert (one.told, other.told) == (9.0, None)
 
 
 def test_a_first_step_beyond_the_budget_leaves_the_checkpoint(time):

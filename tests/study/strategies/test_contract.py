@@ -154,11 +154,11 @@ def test_a_snapshot_and_its_return_disturb_no_later_step(name):
     one, other = started(name), started(name)
     torch.manual_seed(1)
     for number in range(4):
-        one.step(number / 4)
+        one.step(number / 12)
     torch.manual_seed(1)
     for number in range(4):
         other.restore(other.snapshot())
-        other.step(number / 4)
+        other.step(number / 12)
     assert_equal(state(one), state(other))
 
 
