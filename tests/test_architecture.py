@@ -228,7 +228,7 @@ TESTS = Path(__file__).parent
 SPANNING = {
     "test_against_reference", "test_architecture", "test_bad_input", "test_closures", "test_cuda", "test_documentation",
     "test_examples",
-    "test_invariance", "test_least_squares", "test_options", "test_readme", "test_solvers", "test_state",
+    "test_invariance", "test_least_squares", "test_options", "test_pages", "test_readme", "test_solvers", "test_state",
     "test_training_mode", "curvature/test_closures", "curvature/test_kinds", "curvature/test_known_closures",
     "curvature/test_products", "integrations/test_ray_train",
     "curvature/test_random_programs", "integrations/test_accelerate", "integrations/test_docs",

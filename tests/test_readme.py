@@ -60,12 +60,21 @@ def test_the_finish_on_the_page_finishes(page, tmp_path, monkeypatch):
 
 
 def test_the_code_in_the_readme_trains():
-    _, code = blocks(README)
+    _, _, code = blocks(README)
     names = half_trained()
     names["batches"] = iter(100 * [*zip(*(part.split(200) for part in names["train_data"]), strict=True)])
     exec(code, names)
     assert accuracy(names) > 0.8
     assert isinstance(names["loss"], float)
+
+
+def test_the_solver_in_the_readme_trains():
+    _, code, _ = blocks(README)
+    names = half_trained()
+    names["x"], names["y"] = names["train_data"]
+    exec(code.replace("range(40)", "range(4)"), names)
+    assert accuracy(names) > 0.9
+    assert names["loss"] < 0.3
 
 
 def test_the_verdict_in_the_docs_is_one(capsys):
