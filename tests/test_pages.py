@@ -12,10 +12,12 @@ import torch
 import typer
 from tests.study.toy import REFERENCE
 from torch import nn
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from latephase import HessianFree
 from latephase.cli import app
+from latephase.parts import LevenbergMarquardt
 from latephase.strategies.options import split_list
 from latephase.study.problems import find_problem
 from latephase.study.runs.budget import Budget
@@ -66,7 +68,7 @@ def test_the_parts_of_a_step_are_as_the_page_gives_them() -> None:
     (opt,) = kept
     before = float(theta.detach().square())
     assert opt.step(lambda: (theta.square().sum(), theta)) < before
-    assert opt.damping_rule.decrease == 0.5
+    assert opt.damping_rule == LevenbergMarquardt(decrease=0.5)
 
 
 def test_curvature_products_are_as_the_page_gives_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +117,7 @@ def test_a_command_is_one_that_there_is(page: str, command: str) -> None:
     """Its options are read, and its problem, strategies and budget are looked up; it is not carried out."""
     _, *words = shlex.split(command, comments=True)
     group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
     name, found, rest = group.resolve_command(group.make_context("latephase", ["--"], resilient_parsing=True), words)
     assert found is not None, name
     options = found.make_context(str(name), rest, resilient_parsing=False).params
