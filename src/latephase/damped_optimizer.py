@@ -27,6 +27,7 @@ from latephase.distributed import Ranks, check_group, find_ranks
 from latephase.objective import Objective
 from latephase.parameters import Parameters, refuse_sharded
 from latephase.parts.damping import clipped
+from latephase.parts.solver import Memory
 from latephase.records import Outcome, StepRecord, StepUndoneWarning
 from latephase.transaction import Transaction, settled
 
@@ -175,7 +176,15 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         """What minimised the last step's model, shape (P,); zero where nothing is remembered."""
         return parameters.join([self.state[p].get("cg_solution") for p in parameters.tensors])
 
-    def _remember(self, parameters: Parameters, solution: Tensor | None) -> None:
+    def _memory(self, parameters: Parameters) -> Memory | None:
+        """What the last path asked to be remembered; None if it asked for nothing, or parameters have come since."""
+        states = [self.state[p] for p in parameters.tensors]
+        if any("metric" not in state for state in states):
+            return None
+        metric = torch.cat([state["metric"] for state in states])
+        return Memory(metric, *states[0]["pace"].tolist()) if len(metric) == metric.shape[1] else None
+
+    def _remember(self, parameters: Parameters, solution: Tensor | None, memory: Memory | None) -> None:
         """Remember what minimised the model, not what backtracking chose (Martens 2010, Section 4.6); None forgets."""
         if solution is None:
             pieces = [torch.zeros_like(p, requires_grad=False) for p in parameters.tensors]
@@ -183,6 +192,11 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             pieces = [piece.clone() for piece in parameters.split(solution)]
         for p, piece in zip(parameters.tensors, pieces, strict=True):
             self.state[p] = {"cg_solution": piece}
+        if memory is not None:  # each parameter its rows, and numbers in its type, as PyTorch casts what it loads
+            rows = memory.metric.split([p.numel() for p in parameters.tensors])
+            for p, piece in zip(parameters.tensors, rows, strict=True):
+                pace = torch.tensor(memory[1:]).to(p.detach())
+                self.state[p].update(metric=piece.to(p.detach()), pace=pace)
 
     def _scale_damping(self, factor: float, most: float = math.inf) -> None:
         """Multiply λ by a factor; above `most` it may shrink, but grows no more."""

@@ -25,7 +25,7 @@ from latephase.parts.cg import CG
 from latephase.parts.choose import chosen, chosen_solver, measures_damping
 from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch
-from latephase.parts.solver import DampedProblem, Solver
+from latephase.parts.solver import DampedProblem, Path, Solver
 from latephase.published import PublishedHelpers
 from latephase.records import CGStop, Outcome, StepRecord
 from latephase.vectors import plus_scaled
@@ -155,14 +155,14 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         # {p_n} ← cg(B, −g), where B(d) = Gd + λd
         minus_g = g.neg_()  # in place: another P numbers would be memory for nothing
         path = self.solver(DampedProblem(
-            G, minus_g, lam, self._last_solution(parameters), M, loss_0,
+            G, minus_g, lam, self._last_solution(parameters), self._memory(parameters), M, loss_0,
             loss_at=lambda p: objective.loss(theta + p), gradient_at=lambda p: objective.gradient(theta + p),
             loss_model=math.nan if loss_model is None else loss_model,
             wanted=self.backtracking.wanted, asynchronous=parameters.device.type != "cpu",
         ))  # fmt: skip
         record = replace(record, **path.statistics)
         if not path.steps:
-            return self._without_direction(record, parameters, path.damping_factor)
+            return self._without_direction(record, parameters, path)
         loss_at = TrialLosses(objective, theta, path.steps, path.losses)
 
         # λ ← lm_heuristic(λ, L_B̄): actual change on B̄ by the last iterate over the model's change from zero
@@ -183,7 +183,7 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         # Apply update  θ ← θ + αp
         if factor > 0.0:
             parameters.write(plus_scaled(theta, factor, step))
-        self._remember(parameters, path.steps[path.last] if factor > 0.0 else None)
+        self._remember(parameters, path.steps[path.last] if factor > 0.0 else None, path.memory)
         return replace(
             record,
             outcome=_outcome(factor, unmoved=loss_at.all_equal(loss_0)),
@@ -195,12 +195,12 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
             step_norm=factor * float(step.norm()),
         )
 
-    def _without_direction(self, record: StepRecord, parameters: Parameters, factor: float | None) -> StepRecord:
+    def _without_direction(self, record: StepRecord, parameters: Parameters, path: Path) -> StepRecord:
         """End a step in which the solver got nowhere."""
         if record.cg_stop is CGStop.NON_FINITE:
             return replace(record, outcome=Outcome.NON_FINITE_CURVATURE)
-        self._scale_damping(factor or self.damping_rule(math.nan, 0.0))
-        self._remember(parameters, None)
+        self._scale_damping(path.damping_factor or self.damping_rule(math.nan, 0.0))
+        self._remember(parameters, None, path.memory)
         return replace(record, outcome=Outcome.NO_DIRECTION, next_damping=self._first("damping"))
 
     # ------------------------------------------------------------------ the two ways to call it

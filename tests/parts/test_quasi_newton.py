@@ -14,8 +14,9 @@ from tests.parts.residuals import Residuals, draw
 
 from latephase.parts import Krylov, QuasiNewton
 from latephase.parts.krylov import lanczos
-from latephase.parts.quasi_newton import Place, Walk
+from latephase.parts.quasi_newton import Walk
 from latephase.parts.solver import NoSolutionError
+from latephase.parts.wolfe import Place
 
 KRYLOV = Krylov(products=3, tolerance=1e-9, corrections=0)
 

@@ -9,10 +9,11 @@ from latephase.parts.cg import CG
 from latephase.parts.choose import SOLVERS, chosen, chosen_solver
 from latephase.parts.damping import ConstantDamping, DampingRule, LevenbergMarquardt
 from latephase.parts.direct import Direct
+from latephase.parts.hybrid import Hybrid
 from latephase.parts.krylov import Krylov
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
 from latephase.parts.quasi_newton import QuasiNewton
-from latephase.parts.solver import DampedProblem, Path, Solver
+from latephase.parts.solver import DampedProblem, Memory, Path, Solver
 
 __all__ = [
     "CG",
@@ -25,11 +26,13 @@ __all__ = [
     "DampingRule",
     "Direct",
     "FullStep",
+    "Hybrid",
     "Krylov",
     "LastIterate",
     "LevenbergMarquardt",
     "LineSearch",
     "LineSearchResult",
+    "Memory",
     "Path",
     "QuasiNewton",
     "Solver",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from latephase.parts.direct import Direct
+from latephase.parts.hybrid import Hybrid
 from latephase.parts.krylov import Krylov
 from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
@@ -18,7 +19,7 @@ class Auto:
     All of it follows from sizes alone, so that a resumed run chooses alike.
 
     Attributes:
-        direct: The solver by factorisation, and how many gradients that may cost.
+        direct: The solver by factorisation, and how many gradients that may cost; by gradients where it brings little.
         regression: The solver for more than that, where each sample has one residual.
         other: The solver for all else.
 
@@ -38,7 +39,7 @@ class Auto:
     """
 
     measures_damping: ClassVar[bool] = True
-    direct: Direct = field(default_factory=lambda: Direct(gradients=200.0))
+    direct: Direct | Hybrid = field(default_factory=lambda: Hybrid(Direct(gradients=200.0)))
     regression: Krylov = field(default_factory=Krylov)
     other: QuasiNewton = field(default_factory=QuasiNewton)
 

@@ -8,6 +8,7 @@ from latephase.checks import choice, function
 from latephase.parts.auto import Auto
 from latephase.parts.cg import CG
 from latephase.parts.direct import Direct
+from latephase.parts.hybrid import Hybrid
 from latephase.parts.krylov import Krylov
 from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import Solver
@@ -17,6 +18,7 @@ Part = TypeVar("Part")
 SOLVERS: dict[str, type[Solver]] = {
     "cg": CG,
     "direct": Direct,
+    "hybrid": Hybrid,
     "krylov": Krylov,
     "quasi-newton": QuasiNewton,
     "auto": Auto,

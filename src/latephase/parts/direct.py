@@ -15,6 +15,9 @@ from latephase.parts.system import System
 from latephase.parts.trials import Trial, check_trials, search
 from latephase.records import CGStop
 
+OTHER = 10.0  # gradients that a step costs besides its matrix: rows of the Jacobian, corrections, trial losses
+MULTIPLICATIONS = 80.0  # of a matrix product, per parameter and sample, that take as long as a gradient
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -66,14 +69,19 @@ class Direct:
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
+        return self.explore(problem)[0]
+
+    def explore(self, problem: DampedProblem) -> tuple[Path, float]:
+        """The same, and what it cost, about, in gradients; infinite where a number is not finite."""
         if problem.preconditioner is not None:
             raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
         P = problem.b.numel()
-        one_each = False
+        one_each, price = False, 0.0
 
         def accept(rows: int, samples: int) -> bool:
-            nonlocal one_each
+            nonlocal one_each, price
             accepted = self.accepts(rows, samples, P)
+            price = OTHER + rows * min(rows, P) / (MULTIPLICATIONS * samples)
             one_each = rows == samples and not accepted
             return accepted
 
@@ -83,14 +91,15 @@ class Direct:
         one_number = isinstance(factor.shift, float) and isinstance(problem.damping, float)
         system = System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
         if not system.finite:
-            return Path({}, 0.0, stop=CGStop.NON_FINITE)
+            return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         best = search(
             lambda factor: self._trial(problem, system, factor),
             problem.loss_0,
             spacing=self.spacing,
             most=self.trials,
         )
-        return best.path(problem.loss_0, 1, CGStop.SOLVED, f"direct, {len(system.K)} × {len(system.K)}")
+        path = best.path(problem.loss_0, 1, CGStop.SOLVED, f"direct, {len(system.K)} × {len(system.K)}")
+        return path, price
 
     def _trial(self, problem: DampedProblem, system: System, factor: float) -> Trial:
         """The step for `factor` · λ, and the loss after it."""

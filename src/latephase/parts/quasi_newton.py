@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from latephase.checks import positive_fraction, positive_integer
 from latephase.parts.krylov import Krylov
-from latephase.parts.solver import DampedProblem, NoSolutionError, Path
+from latephase.parts.solver import DampedProblem, Path
+from latephase.parts.wolfe import Place, place, weak_wolfe
 
 
 class Pair(NamedTuple):
@@ -20,14 +20,6 @@ class Pair(NamedTuple):
     s: Tensor
     y: Tensor
     rho: float
-
-
-class Place(NamedTuple):
-    """A point of the search: p, the loss on the model batch at θ + p, and the gradient there."""
-
-    p: Tensor
-    loss: float
-    g: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,10 @@ class QuasiNewton:
         path, space = self.krylov.explore(problem)
         if space is None or not len(path.steps):
             return path
-        start = self._place(problem, path.steps[path.last])
+        start = place(problem, path.steps[path.last])
         lam = max((path.damping_factor or 1.0) * space.damping, self.floor * space.largest)
         walk = Walk(problem, start, lambda v: space.inverse(lam, v))
-        while walk.gradients < self.most and walk.advance(lambda p: self._place(problem, p)):
+        while walk.gradients < self.most and walk.advance(lambda p: place(problem, p)):
             pass
         p = walk.here.p
         loss = problem.loss_at(p)
@@ -78,12 +70,6 @@ class QuasiNewton:
             return path
         method = f"{path.method}, then {walk.gradients} gradients of L-BFGS"
         return replace(path, steps={path.last: p}, losses={path.last: loss}, method=method)
-
-    def _place(self, problem: DampedProblem, p: Tensor) -> Place:
-        found = problem.gradient_at(p)
-        if found is None:
-            raise NoSolutionError("L-BFGS needs gradients at trial points, and the gradient is the caller's own")
-        return Place(p, *found)
 
 
 class Walk:
@@ -97,27 +83,14 @@ class Walk:
         origin = Place(start.p.new_zeros(start.p.shape), problem.loss_model, -problem.b)
         self._remember(origin, start)
 
-    def advance(self, place: Callable[[Tensor], Place]) -> bool:
+    def advance(self, at: Callable[[Tensor], Place]) -> bool:
         """Move once; False where no step along the direction lowers the loss."""
-        d = self._direction()
-        slope = float(self.here.g.dot(d))
-        if not slope < 0.0:
+        found = weak_wolfe(self.here, self._direction(), at)
+        self.gradients += found.gradients
+        if found.place is None:
             return False
-        lower, upper, alpha = 0.0, math.inf, 1.0
-        for _ in range(12):  # bisection for a point that satisfies the weak Wolfe conditions
-            there = place(self.here.p + alpha * d)
-            self.gradients += 1
-            if not there.loss <= self.here.loss + 1e-4 * alpha * slope:
-                upper = alpha
-            elif float(there.g.dot(d)) < 0.9 * slope:
-                lower = alpha
-            else:
-                break
-            alpha = 0.5 * (lower + upper) if math.isfinite(upper) else 2.0 * alpha
-        if not there.loss < self.here.loss:
-            return False
-        self._remember(self.here, there)
-        self.here = there
+        self._remember(self.here, found.place)
+        self.here = found.place
         return True
 
     def _direction(self) -> Tensor:

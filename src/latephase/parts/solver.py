@@ -62,6 +62,24 @@ class Curvature(Protocol):
         """Return Jᵀ H (z(θ + p) − z(θ)), shape (P,): the same in parameter space; None where it cannot be had."""
 
 
+class Memory(NamedTuple):
+    """What a solver that goes on by gradients keeps from step to step.
+
+    Attributes:
+        metric: An approximation of the inverse Hessian, shape (P, P).
+        direct: By how much the last direct step has lowered the logarithm of the loss, per gradient of its price.
+        burst: Likewise what is expected of gradients; infinite where that is not known.
+        bursts: How many there have been since the last direct step.
+        price: That of a direct step, in gradients.
+    """
+
+    metric: Tensor
+    direct: float
+    burst: float
+    bursts: float
+    price: float
+
+
 @dataclass(frozen=True)
 class DampedProblem:
     """Minimise φ(p) = ½ pᵀ(G + λI)p − bᵀp, where b is the negative gradient. Vectors have shape (P,).
@@ -72,6 +90,7 @@ class DampedProblem:
         damping: λ ≥ 0, a number or a vector of shape (P,).
         last_solution: What minimised the last step's model; None where nothing is remembered. The solver may
             overwrite it.
+        memory: What the solver's last path asked to be remembered; not to be overwritten.
         preconditioner: `v -> Mv`, an approximation of (G + λI)⁻¹; None for none.
         loss_model: L(θ) on the model batch; NaN where the gradient is the caller's own.
         gradient_at: `p -> (loss, gradient)` on the model batch at θ + p; None where it is the caller's own.
@@ -89,6 +108,7 @@ class DampedProblem:
     b: Tensor
     damping: float | Tensor
     last_solution: Tensor | None = None
+    memory: Memory | None = None
     preconditioner: Operator | None = None
     loss_0: float = math.nan
     loss_at: Callable[[Tensor], float] = field(default=lambda p: math.nan)
@@ -117,6 +137,7 @@ class Path:
         slope: How steeply the loss falls at first on the way to the last step; None where that way is straight.
         losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
         method: How the steps were found, and why so, for people.
+        memory: What the solver wants to be given at the next step, if this one is taken.
 
     >>> import torch
     >>> path = Path({1: torch.tensor([0.5]), 4: torch.tensor([0.7])}, predicted=-1.2, iterations=4)
@@ -134,6 +155,7 @@ class Path:
     slope: float | None = None
     losses: Mapping[int, float] = field(default_factory=dict)
     method: str = ""
+    memory: Memory | None = None
 
     @property
     def last(self) -> int:
