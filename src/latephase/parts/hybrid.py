@@ -83,8 +83,7 @@ class Hybrid:
             return path
         rate, memory = math.log(problem.loss_0 / after) / price, problem.memory
         if memory is None:
-            eye = torch.eye(len(problem.b), dtype=problem.b.dtype, device=problem.b.device)
-            return replace(path, memory=Memory(eye, rate, math.inf, 0.0, price))
+            return replace(path, memory=Memory(torch.ones_like(problem.b).diag(), rate, math.inf, 0.0, price))
         return replace(path, memory=Memory(memory.metric, rate, GROWTH * memory.burst, 0.0, price))
 
     def _burst(self, problem: DampedProblem, memory: Memory) -> Path:

@@ -71,6 +71,10 @@ class Memory(NamedTuple):
         burst: Likewise what is expected of gradients; infinite where that is not known.
         bursts: How many there have been since the last direct step.
         price: That of a direct step, in gradients.
+
+    >>> import torch
+    >>> Memory(torch.eye(2), direct=0.01, burst=0.02, bursts=1.0, price=30.0).direct
+    0.01
     """
 
     metric: Tensor
