@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from latephase.parts import SOLVERS, Direct
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 
 BEYOND_THE_PAPER = [name for name in SOLVERS if name != "cg"]
+
+GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 
 
 def plain(solver: object, **options: Any) -> Problem:
@@ -107,13 +110,24 @@ def test_what_it_cannot_work_on(options: dict[str, Any], words: str) -> None:
     assert differences(before, problem.snapshot()) == []
 
 
-def test_samples_that_influence_each_other_are_refused() -> None:
+def test_samples_that_influence_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GGN_MODULE, "ROW_BY_ROW", 0)  # few rows are had one by one
     problem = Problem(network(), cg_max_iter=250, solver="direct")  # BatchNorm in training mode
     with pytest.raises(NoSolutionError, match="each sample alone"):
         problem.step()
     problem.model.eval()
     problem.step()
     assert problem.opt.last_step.outcome is Outcome.ACCEPTED
+
+
+@pytest.mark.parametrize("solver", ["direct", "auto"])
+def test_few_samples_that_influence_each_other_are_solved_for_all_the_same(solver: str) -> None:
+    problem = Problem(network(), cg_max_iter=250, solver=solver)
+    problem.step()
+    record = problem.opt.last_step
+    assert record.outcome is Outcome.ACCEPTED
+    assert record.solver.startswith("direct")
+    assert record.counts.products > 10  # a backward pass for each of the rows
 
 
 def test_products_of_the_callers_own_have_no_factors() -> None:
@@ -130,8 +144,9 @@ def test_micro_batches_must_be_in_memory() -> None:
     assert problem.opt.last_step.outcome is Outcome.ACCEPTED
 
 
-def test_dropout_is_refused_in_training_mode() -> None:
+def test_dropout_is_refused_in_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample by itself would draw another mask than in its batch."""
+    monkeypatch.setattr(GGN_MODULE, "ROW_BY_ROW", 0)  # few rows are had one by one, with the batch's mask
     model = nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Dropout(0.5), nn.Linear(20, 2)).double()
     opt = HessianFree(model.parameters(), solver="direct")
     with pytest.raises(NoSolutionError, match="random"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from latephase.curvature import GGN, ggn
 from latephase.curvature.factor import Roots, roots
 from latephase.curvature.jacobian import NotBySampleError
 
+GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 N = 7
 Forward = Callable[[], tuple[Tensor, object]]
 
@@ -128,7 +130,7 @@ def factored(
     params = list(model.parameters())
     G = ggn(lambda: forward(model), params)
     found = G.roots()
-    return params, G, found, *G.rows(found)
+    return params, G, found, *G.rows(found)[:2]
 
 
 @pytest.mark.parametrize("name", closures())
@@ -200,8 +202,49 @@ def connected_batches() -> tuple[nn.Module, Forward]:
 @pytest.mark.parametrize(
     "make", [batch_norm, attends_across_samples, contrastive, variance_of_the_batch, connected_batches]
 )
-def test_what_connects_samples_is_refused(make: Callable[[], tuple[nn.Module, Forward]]) -> None:
+def test_what_connects_samples_is_refused(
+    make: Callable[[], tuple[nn.Module, Forward]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GGN_MODULE, "ROW_BY_ROW", 0)
     model, forward = make()
+    G = ggn(forward, model.parameters())
+    assert isinstance(G, GGN)
+    with pytest.raises(NotBySampleError):
+        G.rows(G.roots())
+
+
+def cut_from_one_batch() -> tuple[nn.Module, Forward]:
+    """As DeepXDE has it: the network runs on all points, boundary first, and residuals are cut from its outputs."""
+    model, x = mlp(2, 1), data(9, 2).requires_grad_()
+
+    def forward() -> tuple[Tensor, list[Tensor]]:
+        u = model(x)
+        (slopes,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        parts = [u[:2], (slopes[:, :1] + u)[2:]]
+        return sum(part.square().mean() for part in parts), parts
+
+    return model, forward
+
+
+@pytest.mark.parametrize("make", [batch_norm, attends_across_samples, cut_from_one_batch])
+def test_few_rows_are_had_one_by_one_where_samples_cannot_be_taken_apart(
+    make: Callable[[], tuple[nn.Module, Forward]],
+) -> None:
+    model, forward = make()
+    G = ggn(forward, model.parameters())
+    assert isinstance(G, GGN)
+    R, rho, passes = G.rows(G.roots())
+    assert passes == len(R)
+    P = R.shape[1]
+    dense = torch.stack([G @ e for e in torch.eye(P).to(R)], dim=1)
+    torch.testing.assert_close(R.T @ R, dense, rtol=1e-8, atol=1e-10)
+    gradient = torch.autograd.grad(forward()[0], list(model.parameters()))
+    torch.testing.assert_close(R.T @ rho, torch.cat([g.reshape(-1) for g in gradient]), rtol=1e-8, atol=1e-10)
+
+
+def test_too_many_rows_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forward = cut_from_one_batch()
+    monkeypatch.setattr(GGN_MODULE, "ROW_BY_ROW", 8)
     G = ggn(forward, model.parameters())
     assert isinstance(G, GGN)
     with pytest.raises(NotBySampleError):

@@ -123,12 +123,14 @@ class Accumulated:
             pieces = [operator.rows(found) for operator, found in zip(self._ggns(), self._roots, strict=True)]
         except NotBySampleError as error:
             return str(error)
-        for term, (R, rho) in zip(self._terms, pieces, strict=True):
+        for term, (R, rho, _) in zip(self._terms, pieces, strict=True):
             if term.weight != 1.0:
                 R.mul_(term.weight**0.5)
                 rho.mul_(term.weight**0.5)
-        R, rho = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))  # R is large: no copy
-        return R, rho, max(root.blocks.shape[1] for found in self._roots for root in found)
+        passes = max(passes for _, _, passes in pieces)
+        if len(pieces) == 1:
+            return pieces[0][0], pieces[0][1], passes  # R is large: no copy
+        return torch.cat([R for R, _, _ in pieces]), torch.cat([rho for _, rho, _ in pieces]), passes
 
     def change(self, p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) in the rows of the last factor: shape (M,)."""

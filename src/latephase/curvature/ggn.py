@@ -37,6 +37,9 @@ from latephase.curvature.verify import (
 # the last step's solution and the second of the residual, and one shows what the other is blind to.
 HELD_PRODUCTS = 2
 
+# Rows of a Jacobian that may be had by a backward pass each, where a program cannot be run for one sample alone.
+ROW_BY_ROW = 100
+
 
 class GGN(CurvatureOperator[Factors]):
     """`C @ v` for C = JᵀHJ: J the Jacobian of the outputs in θ, H the Hessian of the loss in the outputs.
@@ -108,19 +111,36 @@ class GGN(CurvatureOperator[Factors]):
         self._surely(self._hold_in_full)  # there may be no product to hold against the gradient
         return roots(self._hvp, [z.detach() for z in self._point.outputs])
 
-    def rows(self, found: list[Roots]) -> tuple[Tensor, Tensor]:
-        """Return R = √H J, shape (M, P), and ρ of shape (M,) with Rᵀρ = g.
+    def rows(self, found: list[Roots]) -> tuple[Tensor, Tensor, int]:
+        """Return R = √H J, shape (M, P), ρ of shape (M,) with Rᵀρ = g, and how many backward passes that took.
 
         Raises:
-            NotBySampleError: If that cannot be computed sample by sample.
+            NotBySampleError: If it cannot be computed sample by sample, and the rows are too many for one by one.
             OutOfMemoryError: If there is no memory for it.
         """
-        probe = self._point.random_direction(DIRECTION)
+        probe, passes = self._point.random_direction(DIRECTION), max(root.blocks.shape[1] for root in found)
         Jv = self._engine.jvp(probe)
-        pieces = [self._rows_of(root, probe, Jv) for root in found]
+        try:
+            pieces = [self._rows_of(root, probe, Jv) for root in found]
+        except NotBySampleError:
+            passes = sum(root.rows for root in found)
+            if passes > ROW_BY_ROW:
+                raise
+            pieces = [self._row_by_row(root) for root in found]
         R = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # large: no copy
         rho = torch.cat([root.solve(self._engine.slopes) for root in found])
-        return R.to(self._parameters.dtype), rho.to(self._parameters.dtype)
+        return R.to(self._parameters.dtype), rho.to(self._parameters.dtype), passes
+
+    def _row_by_row(self, root: Roots) -> Tensor:
+        """The rows of one batch, each by a backward pass over the whole."""
+        found, cotangents = [], root.cotangents()
+        for sample in range(len(root.blocks)):
+            for k in range(root.blocks.shape[1]):
+                u = [torch.zeros_like(z) for z in self._point.outputs]
+                for place, given in zip(root.places, cotangents, strict=True):
+                    u[place][sample] = given[sample, k].to(u[place])
+                found.append(self._parameters.join(self._engine.vjp(u)))
+        return torch.stack(found)
 
     def _rows_of(self, root: Roots, probe: list[Tensor], Jv: list[Tensor]) -> Tensor:
         """The rows of one batch, seen to be right in one direction."""
