@@ -14,7 +14,7 @@ from torch import nn
 
 from latephase import HessianFree
 from latephase.parts import Direct, Hybrid, Memory
-from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, PROBE
+from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE
 from latephase.study.strategies.broyden import Minimiser
 
 EYE = torch.eye(4, dtype=torch.float64)
@@ -26,7 +26,7 @@ def residuals(seed: int = 0) -> Residuals:
 
 
 def remembering(problem, **changes):
-    memory = Memory(EYE, direct=1e-9, burst=math.inf, bursts=0.0, price=10.0)
+    memory = Memory(EYE, direct=1e-9, burst=math.inf, left=2.0, patience=5.0, price=10.0)
     return replace(problem, memory=memory._replace(**changes))
 
 
@@ -46,10 +46,10 @@ def test_where_it_is_slow_gradients_are_next():
     memory = path.memory
     assert torch.equal(memory.metric, EYE)
     assert memory.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / memory.price)
-    assert (memory.burst, memory.bursts) == (math.inf, 0.0)
+    assert (memory.burst, memory.left, memory.patience) == (math.inf, IN_A_ROW, IN_A_ROW)
     following = Hybrid()(replace(problem, memory=memory))
     assert following.method.endswith("gradients of self-scaled Broyden")
-    assert following.memory.bursts == 1.0
+    assert following.memory.left == IN_A_ROW - 1.0
 
 
 def test_a_burst_goes_where_the_peer_goes():
@@ -79,9 +79,13 @@ def test_a_burst_learns_and_leaves_what_it_was_given():
 
 
 def test_a_burst_that_brings_too_little_ends_early():
-    path = Hybrid(burst=100.0)(remembering(residuals().problem, direct=50.0))
+    """Not while it is new."""
+    hard = remembering(residuals().problem, direct=50.0, burst=60.0)
+    path = Hybrid(burst=100.0)(hard)
     assert path.last < PROBE + 26
     assert path.memory.burst < path.memory.direct
+    new = replace(hard, memory=hard.memory._replace(left=IN_A_ROW - LEARNING + 1.0))
+    assert Hybrid(burst=100.0)(new).last > path.last
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,9 @@ def test_a_burst_that_brings_too_little_ends_early():
     [
         ({"direct": 0.2, "burst": 0.1}, True),
         ({"direct": 0.1, "burst": 0.2}, False),
-        ({"direct": 0.1, "burst": 0.2, "bursts": IN_A_ROW}, True),
-        ({"direct": 0.1, "burst": 0.2, "bursts": IN_A_ROW - 1}, False),
+        ({"direct": 0.2, "burst": 0.1, "left": IN_A_ROW - LEARNING + 1.0}, False),
+        ({"direct": 0.1, "burst": 0.2, "left": 0.0}, True),
+        ({"direct": 0.1, "burst": 0.2, "left": 1.0}, False),
     ],
 )
 def test_who_is_next(changes: dict[str, float], direct: bool):
@@ -98,7 +103,12 @@ def test_who_is_next(changes: dict[str, float], direct: bool):
     assert path.method.startswith("direct") == direct
     if direct:
         assert path.memory.burst == pytest.approx(GROWTH * changes["burst"])
-        assert path.memory.bursts == 0.0
+
+
+@pytest.mark.parametrize(("burst", "left", "patience"), [(1e9, 20.0, 20.0), (1e-9, IN_A_ROW - LEARNING, IN_A_ROW)])
+def test_direct_steps_that_are_tried_in_vain_are_tried_less_often(burst: float, left: float, patience: float):
+    memory = Hybrid()(remembering(residuals().problem, burst=burst, left=0.0, patience=10.0)).memory
+    assert (memory.left, memory.patience) == (left, patience)
 
 
 @pytest.mark.parametrize("why", ["other data", "too many parameters"])
@@ -153,7 +163,7 @@ def test_both_kinds_take_their_turns_and_the_loss_only_falls():
         losses.append(opt.step(forward))
         kinds += "b" if "Broyden" in opt.last_step.solver else "d"
     assert {*kinds} == {"b", "d"}
-    assert "b" * (int(IN_A_ROW) + 1) not in kinds
+    assert kinds.startswith("d" + "b" * int(IN_A_ROW) + "d") or "bd" in kinds[: 2 + int(IN_A_ROW)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 1e-3 * losses[0]
 

@@ -18,7 +18,8 @@ from latephase.parts.wolfe import Place, first_step, place, weak_wolfe
 
 FAST = 4.0  # factor by which a direct step lowers the loss, from which on nothing is faster
 PROBE = 15  # gradients after which iterations that bring too little end
-IN_A_ROW = 5.0  # bursts after which a direct step is tried, whatever the last one has brought
+IN_A_ROW = 5.0  # bursts after which a direct step is tried, whatever the last one has brought; twice as many if in vain
+LEARNING = 3.0  # bursts that what is learned afresh has before it is compared
 GROWTH = 1.1  # by which what is expected of gradients grows with each direct step
 
 
@@ -30,8 +31,9 @@ class Hybrid:
     they crawl where that bends the loss most, far from the end, and are beyond all others near it. The second are those
     of the self-scaled Broyden family; their approximation of the inverse Hessian begins at the identity and is kept
     from step to step, P² numbers. A step is then a burst of their iterations, for as long as gradients lower the
-    logarithm of the loss by more, each, than the last direct step did by its price; after five bursts another direct
-    step is tried. Once one lowers the loss fourfold the approximation is dropped.
+    logarithm of the loss by more, each, than the last direct step did by its price; the first three bursts, which learn
+    most, are not compared. After five another direct step is tried, after ten more the next, and so on. Once one lowers
+    the loss fourfold the approximation is dropped.
 
     Where a step is judged on other data, only direct steps are taken: an approximation that learns from one batch after
     the other would learn their differences.
@@ -72,7 +74,7 @@ class Hybrid:
         memory = problem.memory
         if problem.loss_model != problem.loss_0 or problem.b.numel() > self.largest:
             return self.direct(problem)
-        if memory is None or memory.direct >= memory.burst or memory.bursts >= IN_A_ROW:
+        if memory is None or memory.left <= 0.0 or (_judged(memory) and not _prefers_bursts(memory)):
             return self._direct_step(problem)
         return self._burst(problem, memory)
 
@@ -83,14 +85,18 @@ class Hybrid:
             return path
         rate, memory = math.log(problem.loss_0 / after) / price, problem.memory
         if memory is None:
-            return replace(path, memory=Memory(torch.ones_like(problem.b).diag(), rate, math.inf, 0.0, price))
-        return replace(path, memory=Memory(memory.metric, rate, GROWTH * memory.burst, 0.0, price))
+            metric = torch.ones_like(problem.b).diag()
+            return replace(path, memory=Memory(metric, rate, math.inf, IN_A_ROW, IN_A_ROW, price))
+        kept = memory._replace(direct=rate, burst=GROWTH * memory.burst, price=price)
+        if _prefers_bursts(kept):
+            return replace(path, memory=kept._replace(left=2.0 * memory.patience, patience=2.0 * memory.patience))
+        return replace(path, memory=kept._replace(left=IN_A_ROW - LEARNING, patience=IN_A_ROW))
 
     def _burst(self, problem: DampedProblem, memory: Memory) -> Path:
         """Iterations from θ; where they bring nothing, a direct step instead."""
         walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), memory.metric.clone())
         while walk.gradients < self.burst * memory.price:
-            if walk.gradients >= PROBE and walk.rate < 0.5 * memory.direct:
+            if _judged(memory) and walk.gradients >= PROBE and walk.rate < 0.5 * memory.direct:
                 break
             if not walk.advance(lambda p: place(problem, p)):
                 break
@@ -107,7 +113,7 @@ class Hybrid:
             slope=change,
             losses={walk.gradients: loss},
             method=f"{walk.gradients} gradients of self-scaled Broyden",
-            memory=memory._replace(metric=walk.H, burst=walk.rate, bursts=memory.bursts + 1.0),
+            memory=memory._replace(metric=walk.H, burst=walk.rate, left=memory.left - 1.0),
         )
 
 
@@ -137,3 +143,11 @@ class Walk:
             update(self.H, s, y, -found.step * float(s.dot(here.g)))  # sᵀBs, as Bs = −αg
         self.here, self._before = found.place, here.loss
         return True
+
+
+def _prefers_bursts(memory: Memory) -> bool:
+    return memory.direct < memory.burst
+
+
+def _judged(memory: Memory) -> bool:
+    return memory.left <= memory.patience - LEARNING

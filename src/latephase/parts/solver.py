@@ -69,18 +69,20 @@ class Memory(NamedTuple):
         metric: An approximation of the inverse Hessian, shape (P, P).
         direct: By how much the last direct step has lowered the logarithm of the loss, per gradient of its price.
         burst: Likewise what is expected of gradients; infinite where that is not known.
-        bursts: How many there have been since the last direct step.
+        left: How many bursts there may be until a direct step is tried.
+        patience: How many there are between two that are tried in vain.
         price: That of a direct step, in gradients.
 
     >>> import torch
-    >>> Memory(torch.eye(2), direct=0.01, burst=0.02, bursts=1.0, price=30.0).direct
+    >>> Memory(torch.eye(2), direct=0.01, burst=0.02, left=4.0, patience=5.0, price=30.0).direct
     0.01
     """
 
     metric: Tensor
     direct: float
     burst: float
-    bursts: float
+    left: float
+    patience: float
     price: float
 
 
