@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
+from tests.pages import DOCS, python
 from tests.ranks import DiedError, together
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
@@ -29,7 +29,6 @@ from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.solver import DampedProblem, Solver
 from latephase.parts.solver import Path as Steps
 
-ROOT = Path(__file__).parents[1]
 CUTS = {1: [60], 2: [13, 47], 4: [7, 33, 10, 10]}  # how many samples each rank has, of 60
 DTYPES = {32: torch.float32, 64: torch.float64}
 SOLVERS = ["cg", "krylov", "direct", "quasi-newton"]
@@ -516,7 +515,7 @@ def test_a_group_of_one_changes_nothing(solver: str) -> None:
 
 @pytest.mark.usefixtures("group_of_one")
 def test_the_example_of_the_docs() -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = python(DOCS / "scale.md")
     namespace: dict[str, Any] = {}
     exec(compile(code, "scale.md", "exec"), namespace)
     x = torch.randn(20, 4)

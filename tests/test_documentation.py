@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tests.pages import python
 
 import latephase
 import latephase.curvature
@@ -72,8 +73,7 @@ def test_the_reference_has_every_public_name(page: str) -> None:
 
 
 def test_the_first_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    code = "\n".join(python(ROOT / "docs" / "index.md"))
     exec(compile(code, "index.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "chosen" in printed

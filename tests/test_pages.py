@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from tests.pages import DOCS, PAGES, ROOT, python
 from tests.study.toy import REFERENCE
 from torch import nn
 from typer.core import TyperGroup
@@ -22,9 +23,6 @@ from latephase.strategies.options import split_list
 from latephase.study.problems import find_problem
 from latephase.study.runs.budget import Budget
 from latephase.study.strategies.catalogue import parse_strategies
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # How many blocks of Python a page has, and which test runs them. A new block wants a test, and its number here.
 BLOCKS = {
@@ -41,10 +39,6 @@ BLOCKS = {
 }
 
 
-def python(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_block_of_python_is_one_that_a_test_runs(page: Path) -> None:
     name = page.relative_to(ROOT).as_posix()
@@ -56,7 +50,7 @@ def test_a_block_of_python_is_one_that_a_test_runs(page: Path) -> None:
 
 
 def test_the_parts_of_a_step_are_as_the_page_gives_them() -> None:
-    (code,) = python(ROOT / "docs" / "algorithm.md")
+    (code,) = python(DOCS / "algorithm.md")
     kept: list[HessianFree] = []
 
     def made(*args: object, **options: object) -> HessianFree:
@@ -72,7 +66,7 @@ def test_the_parts_of_a_step_are_as_the_page_gives_them() -> None:
 
 
 def test_curvature_products_are_as_the_page_gives_them(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = python(ROOT / "docs" / "curvature.md")
+    (code,) = python(DOCS / "curvature.md")
     torch.manual_seed(0)
     model, x, y = nn.Linear(3, 2), torch.randn(5, 3), torch.randn(5, 2)
 
@@ -87,7 +81,7 @@ def test_curvature_products_are_as_the_page_gives_them(capsys: pytest.CaptureFix
 
 
 def test_a_folder_of_runs_is_read_as_the_page_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, code = python(ROOT / "docs" / "study.md")
+    *_, code = python(DOCS / "study.md")
     arguments = ["study", REFERENCE, "--out", str(tmp_path / "runs"), "--epochs", "2", "--seeds", "1"]
     arguments += ["--checkpoint", "last", "--strategies", "sgd_cosine", "--budget", "9gradients"]
     result = CliRunner().invoke(app, arguments)

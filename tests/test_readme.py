@@ -1,10 +1,10 @@
 """What README and docs show must run."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from tests.pages import DOCS, README, python
 from tests.study.toy import REFERENCE, TOY, load_data
 from torch import nn
 from typer.testing import CliRunner
@@ -16,13 +16,6 @@ from latephase.study.analysis.results import load_results
 from latephase.study.runs.evaluation import evaluate
 from latephase.study.runs.store import Store
 from latephase.study.strategies.catalogue import NAMES
-
-README = Path(__file__).parents[1] / "README.md"
-DOCS = README.parent / "docs"
-
-
-def blocks(page):
-    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def half_trained():
@@ -53,14 +46,14 @@ def test_the_finish_on_the_page_finishes(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = half_trained()
     monkeypatch.setattr(latephase, "finish", lambda *a, **k: finish(*a, **{**k, "budget": "3000gradients"}))
-    exec(blocks(page)[0], names)
+    exec(python(page)[0], names)
     assert accuracy(names) > 0.9
     assert names["report"].best_by
     assert (tmp_path / "finish.html").exists()
 
 
 def test_the_code_in_the_readme_trains():
-    _, _, code = blocks(README)
+    _, _, code = python(README)
     names = half_trained()
     names["batches"] = iter(100 * [*zip(*(part.split(200) for part in names["train_data"]), strict=True)])
     exec(code, names)
@@ -69,7 +62,7 @@ def test_the_code_in_the_readme_trains():
 
 
 def test_the_solver_in_the_readme_trains():
-    _, code, _ = blocks(README)
+    _, code, _ = python(README)
     names = half_trained()
     names["x"], names["y"] = names["train_data"]
     exec(code.replace("range(40)", "range(4)"), names)
@@ -78,19 +71,19 @@ def test_the_solver_in_the_readme_trains():
 
 
 def test_the_verdict_in_the_docs_is_one(capsys):
-    exec(blocks(DOCS / "finish.md")[1], half_trained())
+    exec(python(DOCS / "finish.md")[1], half_trained())
     assert "to second-order steps: " in capsys.readouterr().out
 
 
 def test_the_detector_in_the_docs_sees_every_step():
-    (code,) = blocks(DOCS / "stall.md")
+    (code,) = python(DOCS / "stall.md")
     names = half_trained()
     exec(code, names)
     assert names["detector"].reason == "no verdict before 1,000 steps with finite losses, of which there have been few"
 
 
 def test_the_switch_in_the_docs_switches(capsys):
-    (code,) = blocks(DOCS / "switching.md")
+    (code,) = python(DOCS / "switching.md")
     names = half_trained()
     names["batches"] *= 5
     before = accuracy(names)
@@ -106,7 +99,7 @@ def test_the_files_that_the_readme_links_exist():
 
 
 def test_the_problem_in_the_docs_is_one_to_study(tmp_path):
-    code, *_ = re.findall(r"```python\n(.*?)```", (DOCS / "study.md").read_text(), re.DOTALL)
+    code, *_ = python(DOCS / "study.md")
     (tmp_path / "my_problem.py").write_text(code)
     arguments = ["study", f"{tmp_path / 'my_problem.py'}:build", "--out", str(tmp_path / "runs"), "--epochs", "2"]
     arguments += ["--seeds", "1", "--checkpoint", "last", "--strategies", "sgd_cosine", "--budget", "9gradients"]
@@ -116,7 +109,7 @@ def test_the_problem_in_the_docs_is_one_to_study(tmp_path):
 
 
 def test_the_strategy_in_the_docs_is_one_to_study(tmp_path):
-    _, code, *_ = re.findall(r"```python\n(.*?)```", (DOCS / "study.md").read_text(), re.DOTALL)
+    _, code, *_ = python(DOCS / "study.md")
     (tmp_path / "my_strategy.py").write_text(code)
     mine = f"{tmp_path / 'my_strategy.py'}:SwaThenHF"
     arguments = ["study", REFERENCE, "--out", str(tmp_path / "runs"), "--seeds", "1", "--checkpoint", "last"]

@@ -169,7 +169,7 @@ def _measured(model: nn.Module, parts: _Parts, device: torch.device) -> Amenabil
 
     signal = _signal(parts, gradient) if parts.drawn else math.inf
     g = gradient(parts.model)
-    cost = shortest(lambda: gradient(parts.model), device, times=2)
+    cost = shortest(lambda: gradient(parts.model), device, times=1)
     curvature = ggn(lambda: task.forward(model, parts.model), flat.tensors)
     space = lanczos(lambda v: curvature @ v, g, most=PRODUCTS, enough=lambda T, beta: False)
     values = [] if space is None else space.eigenvalues.flip(0).tolist()

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from latephase import checks
-from latephase.curvature import CurvatureError, ggn
 from latephase.finishing.budget import Budget, Meter
 from latephase.finishing.candidates import STRATEGIES, candidates, usable
 from latephase.finishing.data import examples
 from latephase.finishing.journal import Journal, random_from_plain, random_to_plain
-from latephase.finishing.judge import Judge, undisturbed
+from latephase.finishing.judge import Judge
 from latephase.finishing.phase import Phase
-from latephase.finishing.prices import Size, flops, gradients
+from latephase.finishing.prices import Size, flops, gradients, size_of
 from latephase.finishing.progress import Show, bar
 from latephase.finishing.race import Race
 from latephase.finishing.report import FinishReport
@@ -28,7 +25,7 @@ from latephase.finishing.task import task_of
 from latephase.random_state import read_random_state, write_random_state
 from latephase.random_state import seed as seed_all
 from latephase.tasks.closure_task import ClosureTask, no_examples
-from latephase.tasks.split import Data, Split
+from latephase.tasks.split import Data
 from latephase.tasks.task import Task
 
 Callback = Callable[[FinishReport], object]
@@ -268,7 +265,7 @@ def _setting(
         closure: Any = valid_data if held_out else loss_func
         name = "held-out loss" if held_out else "objective"
         judged = Judge(task, data.train, device, name, not held_out, checks.function("valid_data", closure))
-        return _Setting(task, data, _size(task, model, data.train), judged, tuple(remarks))
+        return _Setting(task, data, size_of(task, model, data.train), judged, tuple(remarks))
     train = examples("train_data", train_data, device)
     size = train.size_of_batches(batch_size)
     task = task_of(loss_func, optimizer, min(size, len(train.split)), closure=False)
@@ -277,26 +274,7 @@ def _setting(
         remarks.append("without held-out data, states are compared by the objective on the training data")
     remarks += [remark for remark in dict.fromkeys((train.remark, valid.remark)) if remark]
     judged = Judge(task, valid.split, device, "held-out loss" if held_out else "objective", not held_out)
-    return _Setting(task, Data(train.split, valid.split), _size(task, model, train.split), judged, tuple(remarks))
-
-
-def _size(task: Task, model: nn.Module, train: Split) -> Size:
-    """Look at the outputs of an example, or at all that a closure has, of which each counts as an example's."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    few = train.take(slice(0, min(2, len(train))))
-    with undisturbed(model, next(model.parameters()).device):
-        outputs = task.forward(model, few)[1]
-        if outputs is None:  # of a closure that returns the loss alone
-            with suppress(CurvatureError, ValueError):  # then the trial says so
-                return Size(ggn(lambda: task.forward(model, few)[0], trained).outputs, 1, _numel(trained))
-    numbers = max(_numel(pytree.tree_leaves(outputs)), 1)
-    if isinstance(task, ClosureTask):
-        return Size(numbers, 1, _numel(trained))
-    return Size(len(train), max(1, numbers // len(few)), _numel(trained))
-
-
-def _numel(leaves: Iterable[object]) -> int:
-    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return _Setting(task, Data(train.split, valid.split), size_of(task, model, train.split), judged, tuple(remarks))
 
 
 def _check_optimizer(optimizer: object, model: nn.Module) -> None:

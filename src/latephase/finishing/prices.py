@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from latephase.finishing.judge import training_undisturbed
+from latephase.curvature import CurvatureError, ggn
+from latephase.finishing.judge import training_undisturbed, undisturbed
 from latephase.parts.auto import Auto
+from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
 
@@ -102,6 +106,25 @@ class Size:
         return (rows * self.parameters * smaller + smaller**3) / self.flops if self.direct else 0.0
 
 
+def size_of(task: Task, model: nn.Module, train: Split) -> Size:
+    """Return how large a task is, by the outputs of an example, or by all of a closure's, each as an example's one."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    few = train.take(slice(0, min(2, len(train))))
+    with undisturbed(model, next(model.parameters()).device):
+        outputs = task.forward(model, few)[1]
+        if outputs is None:  # of a closure that returns the loss alone
+            with suppress(CurvatureError, ValueError):  # then the trial says so
+                return Size(ggn(lambda: task.forward(model, few)[0], trained).outputs, 1, _numel(trained))
+    numbers = max(_numel(pytree.tree_leaves(outputs)), 1)
+    if isinstance(task, ClosureTask):
+        return Size(numbers, 1, _numel(trained))
+    return Size(len(train), max(1, numbers // len(few)), _numel(trained))
+
+
+def _numel(leaves: Iterable[object]) -> int:
+    return sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
 def flops(seconds: float, device: torch.device, size: int = 512) -> float:
     """Return how many floating-point operations of matrix products in float64 a device does in so many seconds."""
     A = torch.ones(size, size, dtype=torch.float64, device=device)
@@ -120,7 +143,7 @@ def gradients(seconds: float, task: Task, model: nn.Module, train: Split) -> flo
 
 
 def shortest(work: Callable[[], object], device: torch.device, times: int) -> float:
-    """Return the seconds of the fastest of some repetitions, > 0; the first of them warms up."""
+    """Return the seconds of the fastest of some repetitions, > 0; of several the first warms up."""
     best = math.inf
     for _ in range(times):
         begin = time.perf_counter()

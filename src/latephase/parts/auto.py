@@ -16,7 +16,7 @@ from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 class Auto:
     """Factorise where that is possible and pays; else take a Krylov space, or a small one and, in its metric, L-BFGS.
 
-    All of it follows from sizes alone, so that a resumed run chooses alike.
+    All of it follows from sizes, and from what the state remembers, so that a resumed run chooses alike.
 
     Attributes:
         direct: The solver by factorisation, and how many gradients that may cost; by gradients where it brings little.

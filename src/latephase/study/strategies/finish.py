@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from latephase import checks
 from latephase.finishing.candidates import STRATEGIES, candidates
-from latephase.finishing.judge import Judge, undisturbed
-from latephase.finishing.prices import Size, flops, gradients
+from latephase.finishing.judge import Judge
+from latephase.finishing.prices import flops, gradients, size_of
 from latephase.finishing.race import Race
 from latephase.strategies.first_order import FirstOrder
 from latephase.strategies.strategy import Declaration, Family, NothingLeftError, Settings, Snapshot, Step
@@ -63,19 +62,15 @@ class Finish:
     def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> "_Racing":
         """See `Strategy.start`."""
         device = next(model.parameters()).device
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        size = Size(len(data.train), _outputs(task, model, data, device), trained)
+        size = size_of(task, model, data.train)
         judge = Judge(task, data.train, device, "objective", with_l2=True)
         rate = math.inf
         if self.seconds is not None:
             size = replace(size, flops=flops(self.seconds, device))
             rate = gradients(self.seconds, task, model, data.train)
             judge = judge.on(judge.affordable(self.seconds, model), seed=0)
-        entrants = [
-            c
-            for c in candidates(task, size, _first_optimizer(task, model, len(data.train)))
-            if c.name in self.strategies
-        ]
+        first = _first_optimizer(task, model, len(data.train))
+        entrants = [c for c in candidates(task, size, first) if c.name in self.strategies]
         return _Racing(Race(task, model, data, generator, entrants, judge, rate), copy.deepcopy(model))
 
 
@@ -108,14 +103,6 @@ class _Racing:
 
     def restore(self, snapshot: Snapshot) -> None:
         self._best = {name: value for name, value in snapshot.items() if isinstance(value, Tensor)}
-
-
-def _outputs(task: Task, model: nn.Module, data: Data, device: torch.device) -> int:
-    """Return how many numbers the loss of an example is a function of."""
-    few = data.train.take(slice(0, 2))
-    with undisturbed(model, device):
-        leaves = pytree.tree_leaves(task.forward(model, few)[1])
-    return max(1, sum(leaf.numel() for leaf in leaves) // len(few))
 
 
 def _first_optimizer(task: Task, model: nn.Module, examples: int) -> torch.optim.Optimizer:
