@@ -1,13 +1,20 @@
 """The study's equations at a size that two cores solve in a minute: a third of the width, a fifth of the points.
 
-latephase study benchmarks/equations.py:wave --epochs 3000 --budget 60s --checkpoint last --out runs
+latephase study benchmarks/equations.py:wave --epochs 2000 --budget 120s --checkpoint last --out runs
+
+Those whose names end in `_single` are the same in float32.
 """
+
+from dataclasses import replace
+
+import torch
 
 from latephase.study.problems import burgers as of_burgers
 from latephase.study.problems import convection as of_convection
 from latephase.study.problems import reaction as of_reaction
 from latephase.study.problems import wave as of_wave
 from latephase.study.problems.problem import Problem
+from latephase.tasks.split import Data, Split
 
 WIDTH, INSIDE = 40, 2000
 
@@ -30,3 +37,36 @@ def wave() -> Problem:
 def burgers() -> Problem:
     """Return Burgers' equation with its own width of 20: 3,021 parameters, 2,100 residuals."""
     return of_burgers.burgers(inside=INSIDE)
+
+
+def convection_single() -> Problem:
+    """Return `convection` in float32."""
+    return in_single(convection())
+
+
+def reaction_single() -> Problem:
+    """Return `reaction` in float32."""
+    return in_single(reaction())
+
+
+def wave_single() -> Problem:
+    """Return `wave` in float32."""
+    return in_single(wave())
+
+
+def burgers_single() -> Problem:
+    """Return `burgers` in float32."""
+    return in_single(burgers())
+
+
+def in_single(problem: Problem) -> Problem:
+    """Return the problem with network and data in float32."""
+
+    def load_data(folder: object) -> Data:
+        data = problem.load_data(None)
+        return Data(*(Split(split.inputs.float(), split.targets.float()) for split in (data.train, data.test)))
+
+    def build_model() -> torch.nn.Module:
+        return problem.build_model().float()
+
+    return replace(problem, name=f"{problem.name}_single", build_model=build_model, load_data=load_data)

@@ -107,6 +107,7 @@ class StepRecord:
         grad_norm: Euclidean norm of the gradient on B.
         step_norm: Euclidean norm of the change of θ.
         counts: Evaluations and products.
+        matrices: What products of dense matrices and their factorisation took beside, about, in gradients on B.
         seconds: Wall-clock time of the step.
 
     >>> judged = Outcome.ACCEPTED, None, 2.5, 1.25, 1.0, 2 / 3, 0.9
@@ -133,6 +134,7 @@ class StepRecord:
     grad_norm: float | None = None
     step_norm: float = 0.0
     counts: Counts = Counts()
+    matrices: float = 0.0
     seconds: float = 0.0
 
     def as_dict(self, prefix: str = "") -> dict[str, float | int | str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.parts.broyden import Choice, self_scaled, update
+from latephase.parts.broyden import HELD, Choice, Inverse, change, self_scaled, update
 
 N = 6
 
@@ -76,3 +76,24 @@ def test_the_choice_is_that_of_the_paper(h, b):
     expected = min(scale * shrink, 1 + theta * a) if theta <= 0 else scale * min(shrink, 1 / theta)
     assert tau == pytest.approx(expected)
     assert 0 < tau <= max(1, shrink)
+
+
+@pytest.mark.parametrize("updates", [1, HELD, HELD + 1, 3 * HELD - 1])
+def test_updates_kept_apart_are_those_of_the_matrix(updates):
+    """Products before and after each, whether it was added to the matrix already or not."""
+    H, A = torch.eye(N, dtype=torch.float64), spd(1)
+    given = H.clone()
+    inverse = Inverse(given)
+    for _ in range(updates):
+        s, g = torch.randn(2, N, dtype=torch.float64)
+        Hg, y = inverse.times(g), A @ s
+        torch.testing.assert_close(Hg, H @ g)
+        sBs = float(s @ torch.linalg.solve(H, s))
+        following = change(s, y, inverse.times(y), sBs)
+        update(H, s, y, sBs)
+        inverse.add(following)
+        torch.testing.assert_close(following.of(Hg, g), H @ g)
+        torch.testing.assert_close(inverse.times(g), H @ g)
+    torch.testing.assert_close(inverse.dense(), H)
+    torch.testing.assert_close(inverse.times(g), H @ g)
+    assert torch.equal(given, torch.eye(N, dtype=torch.float64))

@@ -54,4 +54,20 @@ def test_a_gradient_on_all_the_data_can_be_asked_for():
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("chunk", [2048, 7])
+@pytest.mark.parametrize("solver", ["quasi-newton", "direct", "cg"])
+def test_what_a_step_took_is_its_work(solver, chunk, monkeypatch):
+    """Gradients at trial points and dense matrices too, and no more where a batch is evaluated in parts."""
+    monkeypatch.setattr(batches, "_CHUNK", chunk)
+    model, _ = twins()
+    trainer = HF("mine", 24, 24, 0, same=True, options={"solver": solver}).start(TOY, model, load_data(), generator())
+    step = trainer.step(0.0)
+    counts, parts = step.record.counts, -(-24 // chunk)
+    assert counts.gradients % parts == 0
+    assert (counts.gradients // parts > 1) == (solver == "quasi-newton")
+    assert (step.record.matrices > 0.0) == (solver == "direct")
+    gradients = counts.gradients / parts + counts.losses / parts / 3 + 1 + counts.products + step.record.matrices
+    assert step.gradients == pytest.approx(gradients * 24 / TOY.batch_size)
+
+
 # ---------------------------------------------------------------------- by name

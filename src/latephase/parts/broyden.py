@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+HELD = 16  # updates that are added to a matrix at a time
+
 
 class Choice(NamedTuple):
     """Which member of Broyden's family the update is, and how H is scaled.
@@ -52,9 +54,80 @@ def update(H: Tensor, s: Tensor, y: Tensor, sBs: float, choose: Callable[..., Ch
         sBs: sᵀBs, where B is the inverse of H.
         choose: Given h, b and P as `self_scaled` is, returns φ and τ.
     """
-    Hy, rho = H @ y, 1 / float(s @ y)
-    yHy = float(y @ Hy)
+    tau, W, K = change(s, y, H @ y, sBs, choose)
+    H.addmm_(W @ K, W.T, beta=1 / tau)
+
+
+class Change(NamedTuple):
+    """An update H ← H / τ + W K Wᵀ, where W has two columns."""
+
+    tau: float
+    W: Tensor
+    K: Tensor
+
+    def of(self, Hx: Tensor, x: Tensor) -> Tensor:
+        """Return what Hx is after it, for the x that it was the product with."""
+        return Hx / self.tau + self.W @ (self.K @ (self.W.T @ x))
+
+
+def change(s: Tensor, y: Tensor, Hy: Tensor, sBs: float, choose: Callable[..., Choice] = self_scaled) -> Change:
+    """The update by s and y: H ← (H − Hy yᵀH / yᵀHy + φ · yᵀHy · v vᵀ) / τ + s sᵀ / sᵀy, v = s / sᵀy − Hy / yᵀHy."""
+    rho, yHy = 1 / float(s @ y), float(y @ Hy)
     phi, tau = choose(yHy * rho, sBs * rho, len(s))
-    v = rho * s - Hy / yHy
-    # H ← (H − Hy yᵀH / yᵀHy + φ · yᵀHy · v vᵀ) / τ + s sᵀ / sᵀy
-    H.addr_(Hy, Hy, alpha=-1 / yHy).addr_(v, v, alpha=phi * yHy).div_(tau).addr_(s, s, alpha=rho)
+    mixed = -phi * rho / tau
+    K = s.new_tensor([[phi * yHy * rho * rho / tau + rho, mixed], [mixed, (phi - 1) / (yHy * tau)]])
+    return Change(tau, torch.stack((s, Hy), dim=1), K)
+
+
+class Inverse:
+    """An approximation H of the inverse Hessian whose updates are kept apart, and added a few at a time.
+
+    To read or write P² numbers is most of what a dense quasi-Newton method does beside its gradients. Updates change H
+    in two directions each: here H = cH₀ + UMUᵀ, and H₀ is read once per iteration and written once in `HELD` of them.
+
+    Args:
+        H: At first, [P, P]; it is copied.
+
+    >>> import torch
+    >>> inverse = Inverse(torch.eye(2))
+    >>> s, y = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
+    >>> inverse.add(change(s, y, inverse.times(y), sBs=1.0))
+    >>> inverse.times(y)
+    tensor([1., 0.])
+    """
+
+    def __init__(self, H: Tensor) -> None:
+        self._H = H.clone()
+        self._scale = 1.0
+        self._columns = H.new_zeros(len(H), 2 * HELD)
+        self._weights = H.new_zeros(2 * HELD, 2 * HELD)
+        self._used = 0
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return Hx."""
+        U, M = self._low_rank()
+        return torch.addmv(U @ (M @ (U.T @ x)), self._H, x, alpha=self._scale)
+
+    def add(self, change: Change) -> None:
+        """Update it."""
+        if self._used == 2 * HELD:
+            self._settle()
+        here = slice(self._used, self._used + 2)
+        self._scale /= change.tau
+        self._weights /= change.tau
+        self._columns[:, here], self._weights[here, here] = change.W, change.K
+        self._used += 2
+
+    def dense(self) -> Tensor:
+        """Return H, [P, P], which the next update may overwrite."""
+        self._settle()
+        return self._H
+
+    def _low_rank(self) -> tuple[Tensor, Tensor]:
+        return self._columns[:, : self._used], self._weights[: self._used, : self._used]
+
+    def _settle(self) -> None:
+        U, M = self._low_rank()
+        self._H.addmm_(U @ M, U.T, beta=self._scale)
+        self._scale, self._used = 1.0, 0
+        self._weights.zero_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -76,12 +76,12 @@ class Direct:
         if problem.preconditioner is not None:
             raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
         P = problem.b.numel()
-        one_each, price = False, 0.0
+        one_each, matrices = False, 0.0
 
         def accept(rows: int, samples: int) -> bool:
-            nonlocal one_each, price
+            nonlocal one_each, matrices
             accepted = self.accepts(rows, samples, P)
-            price = OTHER + rows * min(rows, P) / (MULTIPLICATIONS * samples)
+            matrices = rows * min(rows, P) / (MULTIPLICATIONS * samples)
             one_each = rows == samples and not accepted
             return accepted
 
@@ -99,7 +99,7 @@ class Direct:
             most=self.trials,
         )
         path = best.path(problem.loss_0, 1, CGStop.SOLVED, f"direct, {len(system.K)} × {len(system.K)}")
-        return path, price
+        return replace(path, matrices=matrices), OTHER + matrices
 
     def _trial(self, problem: DampedProblem, system: System, factor: float) -> Trial:
         """The step for `factor` · λ, and the loss after it."""

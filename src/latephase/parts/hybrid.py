@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latephase.checks import positive, positive_integer
-from latephase.parts.broyden import update
+from latephase.parts.broyden import Inverse, change
 from latephase.parts.direct import Direct
 from latephase.parts.solver import DampedProblem, Memory, Path
 from latephase.parts.wolfe import Place, first_step, place, weak_wolfe
@@ -94,7 +94,7 @@ class Hybrid:
 
     def _burst(self, problem: DampedProblem, memory: Memory) -> Path:
         """Iterations from θ; where they bring nothing, a direct step instead."""
-        walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), memory.metric.clone())
+        walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), memory.metric)
         while walk.gradients < self.burst * memory.price:
             if _judged(memory) and walk.gradients >= PROBE and walk.rate < 0.5 * memory.direct:
                 break
@@ -113,15 +113,16 @@ class Hybrid:
             slope=change,
             losses={walk.gradients: loss},
             method=f"{walk.gradients} gradients of self-scaled Broyden",
-            memory=memory._replace(metric=walk.H, burst=walk.rate, left=memory.left - 1.0),
+            memory=memory._replace(metric=walk.inverse.dense(), burst=walk.rate, left=memory.left - 1.0),
         )
 
 
 class Walk:
-    """Self-scaled Broyden from a place, with an approximation H of the inverse Hessian, which it updates in place."""
+    """Self-scaled Broyden from a place, with an approximation H of the inverse Hessian, of which it keeps a copy."""
 
     def __init__(self, start: Place, H: Tensor) -> None:
-        self.here, self.H, self.gradients = start, H, 0
+        self.here, self.inverse, self.gradients = start, Inverse(H), 0
+        self._Hg = self.inverse.times(start.g)
         self._loss_0 = start.loss
         self._before: float | None = None
 
@@ -132,16 +133,18 @@ class Walk:
 
     def advance(self, at: Callable[[Tensor], Place]) -> bool:
         """Move once; False where no step along the direction lowers the loss."""
-        here = self.here
-        d = -(self.H @ here.g)
+        here, d = self.here, -self._Hg
         found = weak_wolfe(here, d, at, first_step(here, d, self._before))
         self.gradients += found.gradients
         if found.place is None:
             return False
         s, y = found.place.p - here.p, found.place.g - here.g
+        Hg = self.inverse.times(found.place.g)
         if float(s.dot(y)) > 1e-10 * float(s.norm()) * float(y.norm()):
-            update(self.H, s, y, -found.step * float(s.dot(here.g)))  # sᵀBs, as Bs = −αg
-        self.here, self._before = found.place, here.loss
+            update = change(s, y, Hg - self._Hg, -found.step * float(s.dot(here.g)))  # sᵀBs, as Bs = −αg
+            self.inverse.add(update)
+            Hg = update.of(Hg, found.place.g)
+        self.here, self._before, self._Hg = found.place, here.loss, Hg
         return True
 
 

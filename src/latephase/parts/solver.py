@@ -143,6 +143,7 @@ class Path:
         slope: How steeply the loss falls at first on the way to the last step; None where that way is straight.
         losses: Losses on B̄ after steps that the solver has tried already, by their numbers.
         method: How the steps were found, and why so, for people.
+        matrices: What products of dense matrices and their factorisation took, about, in gradients.
         memory: What the solver wants to be given at the next step, if this one is taken.
 
     >>> import torch
@@ -161,6 +162,7 @@ class Path:
     slope: float | None = None
     losses: Mapping[int, float] = field(default_factory=dict)
     method: str = ""
+    matrices: float = 0.0
     memory: Memory | None = None
 
     @property
@@ -176,6 +178,7 @@ class Path:
             "cg_stop": self.stop,
             "warm_started": self.warm_started,
             "solver": self.method,
+            "matrices": self.matrices,
         }
 
 

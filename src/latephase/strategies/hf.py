@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,13 @@ SAME_BATCH = "hf_same_batch"
 OPTIONS = defaults(HessianFree, without=("weight_decay", "verbose"))
 _SIZES = ("curvature", "gradient", "evaluation")
 _make: Callable[..., HessianFree] = HessianFree
+
+
+class Parts(NamedTuple):
+    """In how many parts, each of which is counted, gradients and losses on B̄ are evaluated."""
+
+    gradient: int
+    evaluation: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class HF:
         return NetworkTrainer(lambda spent: self._step(task, model, optimizer, draw), model, {"optimizer": optimizer})
 
     def _step(self, task: Task, model: nn.Module, optimizer: HessianFree, draw: Iterator[HFBatches]) -> Step:
-        parts = 1
+        parts = Parts(1, 1)
         if isinstance(task, ClosureTask):
             optimizer.step(task.closure)
         else:
@@ -91,7 +98,7 @@ class HF:
             curvature, rest = _pairs(drawn.curvature), _pairs(drawn.gradient_only)
             # The very same list entries where B̄ is B, so that the step knows its losses already.
             evaluation = curvature + rest if self.same else _pairs(drawn.evaluation)
-            parts = len(evaluation)
+            parts = Parts(len(curvature + rest), len(evaluation))
             optimizer.acc_step(
                 model,
                 task.loss,
@@ -104,12 +111,13 @@ class HF:
         assert record is not None
         return Step(self._work(record, parts) / task.batch_size, record=record)
 
-    def _work(self, record: StepRecord, evaluations: int) -> float:
-        """Return the work in gradients per example; each loss on B̄ was evaluated in so many parts."""
+    def _work(self, record: StepRecord, parts: Parts) -> float:
+        """Return the work in gradients per example."""
         assert record.counts is not None
         # A forward pass is a third of a gradient. The curvature is set up once, and a product costs a gradient.
-        judged = record.counts.losses / evaluations * (self.gradient if self.same else self.evaluation)
-        return judged / 3 + self.gradient + (1 + record.counts.products) * self.curvature
+        judged = record.counts.losses / parts.evaluation * (self.gradient if self.same else self.evaluation)
+        gradients = (record.counts.gradients / parts.gradient + record.matrices) * self.gradient
+        return judged / 3 + gradients + (1 + record.counts.products) * self.curvature
 
 
 def _pairs(batch: Split) -> list[tuple[Tensor, Tensor]]:
