@@ -104,13 +104,13 @@ class Hybrid:
         loss = problem.loss_at(p)
         if not loss < problem.loss_0:
             return self._direct_step(replace(problem, memory=None))
-        change = loss - problem.loss_0
+        fall = loss - problem.loss_0
         return Path(
             {walk.gradients: p},
-            change,
+            fall,
             walk.gradients,
             damping_factor=1.0,
-            slope=change,
+            slope=fall,
             losses={walk.gradients: loss},
             method=f"{walk.gradients} gradients of self-scaled Broyden",
             memory=memory._replace(metric=walk.inverse.dense(), burst=walk.rate, left=memory.left - 1.0),

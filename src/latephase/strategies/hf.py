@@ -97,13 +97,14 @@ class HF:
             drawn = next(draw)
             curvature, rest = _pairs(drawn.curvature), _pairs(drawn.gradient_only)
             # The very same list entries where B̄ is B, so that the step knows its losses already.
-            evaluation = curvature + rest if self.same else _pairs(drawn.evaluation)
-            parts = Parts(len(curvature + rest), len(evaluation))
+            gradient = curvature + rest
+            evaluation = gradient if self.same else _pairs(drawn.evaluation)
+            parts = Parts(len(gradient), len(evaluation))
             optimizer.acc_step(
                 model,
                 task.loss,
                 loss_datalist=evaluation,
-                grad_datalist=curvature + rest,
+                grad_datalist=gradient,
                 mvp_datalist=curvature,
                 micro_batches_in_memory=len(curvature),
             )
