@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._pytree import tree_leaves
 
-from latephase.curvature import GGN, ggn
+from latephase.curvature import GGN, ggn, jacobian
 from latephase.curvature.factor import Roots, roots
 from latephase.curvature.jacobian import NotBySampleError
 
@@ -143,6 +143,17 @@ def test_rows_are_those_of_the_ggn(name: str) -> None:
     gradient = flat(torch.autograd.grad(forward(model)[0], params, allow_unused=True), params)
     torch.testing.assert_close(R.T @ rho, gradient, rtol=1e-7, atol=1e-9)
     assert sum(root.rows for root in found) == len(R) == len(rho)
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 2000])
+@pytest.mark.parametrize("name", ["cross-entropy", "an equation and its boundary"])
+def test_rows_are_the_same_in_pieces(name: str, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample at a time, and a few, which do not divide N."""
+    model, forward = closures()[name]
+    *_, whole, _ = factored(model, forward)
+    monkeypatch.setattr(jacobian, "CHUNK_BYTES", bytes_at_once)
+    *_, R, _ = factored(model, forward)
+    torch.testing.assert_close(R, whole, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", closures())

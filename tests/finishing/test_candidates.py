@@ -75,6 +75,14 @@ def test_otherwise_they_are_the_papers_on_batches_that_can():
         field(128, 60_000, size=large)["hessian-free"].build(Means(0.1, 120.0))
 
 
+def test_a_direct_step_costs_its_matrices_in_whatever_the_budget_is_in():
+    counted, timed = Size(2000, 1, 1200), Size(2000, 1, 1200, flops=1e12)
+    assert counted.auto_work == 20.0 + 15.0
+    assert counted.matrix_share == 0.0
+    assert timed.auto_work == 20.0
+    assert timed.matrix_share > 0.0
+
+
 def test_without_noise_there_are_no_smaller_batches_to_fall_back_to():
     with pytest.raises(TooDearError):
         field(batch_size=120)["hessian-free"].build(Means(0.1, 50.0))

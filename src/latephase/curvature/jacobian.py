@@ -8,6 +8,7 @@ independent is not guessed but seen: whoever uses the rows holds them against pr
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from latephase.curvature.pull_back import pull_back
 from latephase.curvature.replay import leaves_where_needed, replay
 from latephase.curvature.traced import traced
 
-CHUNK_BYTES = 2**28  # of rows that are in the making at once
+CHUNK_BYTES = 2**24  # of rows that are in the making at once on a CPU: more than that leaves its caches
+CHUNK_BYTES_OF_DEVICE = 2**28  # on others, which want work for all their cores
 
 
 class NotBySampleError(RuntimeError):
@@ -128,14 +130,24 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -
         pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
         return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
 
-    bytes_each = cotangents[0].shape[1] * sum(p.numel() * p.element_size() for p in parameters)
-    every_sample = torch.func.vmap(
-        of_sample, in_dims=(0, [dim for _, dim in cut]), chunk_size=max(1, CHUNK_BYTES // max(bytes_each, 1))
-    )
+    samples, r = cotangents[0].shape[:2]
+    R = cotangents[0].new_empty(samples * r, sum(p.numel() for p in parameters), dtype=_common(parameters))
+    most = CHUNK_BYTES if R.device.type == "cpu" else CHUNK_BYTES_OF_DEVICE
+    at_once = max(1, most // max(R[:r].numel() * R.element_size(), 1))
+    some_samples = torch.func.vmap(of_sample, in_dims=(0, [dim for _, dim in cut]))
     # Attention by elementary operations: its fused kernels cannot be mapped.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        pieces = every_sample(list(cotangents), [tensor for tensor, _ in cut])
-    return torch.cat([piece.flatten(0, 1).flatten(1) for piece in pieces], dim=1)
+        for first in range(0, samples, at_once):
+            count = min(at_once, samples - first)
+            slices = [tensor.narrow(dim, first, count) for tensor, dim in cut]
+            pieces = some_samples([c[first : first + count] for c in cotangents], slices)
+            # All of R is large: each number is moved once.
+            torch.cat([piece.flatten(0, 1).flatten(1) for piece in pieces], 1, out=R.narrow(0, first * r, count * r))
+    return R
+
+
+def _common(tensors: Sequence[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 # Of programs that take derivatives themselves, as those of physics-informed networks do: tracing takes seconds.

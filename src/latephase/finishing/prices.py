@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from latephase.curvature import CurvatureError, ggn
 from latephase.finishing.judge import training_undisturbed, undisturbed
 from latephase.parts.auto import Auto
+from latephase.parts.direct import in_gradients
 from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
@@ -87,13 +88,14 @@ class Size:
     @property
     def direct(self) -> bool:
         """Whether a step of `solver="auto"` is a direct solve."""
-        return Auto().direct.accepts(self.examples * self.outputs, self.examples, self.parameters)
+        return Auto().direct.accepts(self._rows, self.examples, self.parameters)
 
     @property
     def auto_work(self) -> float:
-        """About how many gradients on all data a step of `solver="auto"` costs, matrices aside."""
+        """About how many gradients on all data a step of `solver="auto"` costs, matrices aside that take seconds."""
         if self.direct:
-            return 20.0  # rows of the Jacobian, trial losses, and corrections
+            counted = in_gradients(self._rows, self.examples, self.parameters) if math.isinf(self.flops) else 0.0
+            return 20.0 + counted  # rows of the Jacobian, trial losses, and corrections
         auto = Auto()
         products = auto.regression.products if self.outputs == 1 else auto.other.krylov.products
         return 1.3 * products + (0.0 if self.outputs == 1 else auto.other.most)
@@ -101,9 +103,12 @@ class Size:
     @property
     def matrix_share(self) -> float:
         """The share of the budget that the matrix of a direct solve costs, and three factorisations of it."""
-        rows = self.examples * self.outputs
-        smaller = min(rows, self.parameters)
-        return (rows * self.parameters * smaller + smaller**3) / self.flops if self.direct else 0.0
+        smaller = min(self._rows, self.parameters)
+        return (self._rows * self.parameters * smaller + smaller**3) / self.flops if self.direct else 0.0
+
+    @property
+    def _rows(self) -> int:
+        return self.examples * self.outputs
 
 
 def size_of(task: Task, model: nn.Module, train: Split) -> Size:

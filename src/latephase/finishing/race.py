@@ -24,7 +24,7 @@ from latephase.tasks.split import Data
 from latephase.tasks.task import Task
 
 TRIALS = 0.1  # share of the budget for all trials of the beginning together
-FEWEST, EXTENSION = 3, 0.03  # steps that a trial should have, and the share by which trials may be longer for that
+FEWEST = 3  # steps that a trial should have, if they fit into that share
 DEAREST = 2.0  # times a trial's length that one step may take
 ALONE = 0.1  # share of the budget that a step may take which is not on trial, unless all steps take more
 LATE = 0.06  # share that a step may take which was too dear for a trial, once it is known that such steps lead
@@ -98,7 +98,7 @@ class Race:
             return None
         phase = self.phases[-1]
         gone = (spent - phase.begin) / phase.length
-        if (gone >= 1.0 and not self._too_short(phase, spent)) or (phase.steps and spent + self._last > 1.0):
+        if self._is_over(phase, spent):
             self._guarded(spent, lambda: self._end(phase, spent))
             return None
         step: Step | None = self._guarded(spent, lambda: self._trainer.step(gone))
@@ -125,9 +125,12 @@ class Race:
         self._guarded(spent, lambda: self._look(phase, spent))
         return True
 
-    def _too_short(self, phase: Phase, spent: float) -> bool:
-        """Whether a trial has had so few steps that it says little, and may go on."""
-        return phase.trial and phase.steps < FEWEST and spent < TRIALS + EXTENSION
+    def _is_over(self, phase: Phase, spent: float) -> bool:
+        """Whether a phase has had its share: a trial where less than half a step of it is left."""
+        if not phase.trial:
+            return spent >= phase.begin + phase.length or (phase.steps > 0 and spent + self._last > 1.0)
+        too_few = phase.steps < FEWEST and spent + self._last <= TRIALS
+        return spent + self._last / 2 >= phase.begin + phase.length and not too_few
 
     @property
     def _entry(self) -> Entry:
@@ -228,7 +231,7 @@ class Race:
         while self._trials:
             name, share = self._trials.pop(0)
             entry = self._entries[name]
-            if entry.out or (first and spent + share / 2 > TRIALS + EXTENSION):
+            if entry.out or (first and spent + share / 2 > TRIALS):
                 continue
             self._begin_anew(entry, spent, share, trial=True, reason=self._origin(entry))
             return
@@ -290,7 +293,7 @@ class Race:
             state, score = self.best_state, self.best_score
         if not candidate.restarts or not entry.samples:
             entry.samples = [Sample(0.0, score)]
-        entry.means = Means(max(candidate.dearest, DEAREST * share if trial else ALONE), rate)
+        entry.means = Means(max(candidate.dearest, self._dearest(spent, share) if trial else ALONE), rate)
         if len(self._entries) == 1 and not entry.fits():
             entry.means = Means(share, rate)
         self._base = self._last = 0.0
@@ -300,6 +303,11 @@ class Race:
             self._trainer = self._built(entry)
 
         self._guarded(spent, begin)
+
+    def _dearest(self, spent: float, share: float) -> float:
+        """The share that a step on trial may take: of the first trials, no more than what is left for them."""
+        most = DEAREST * share
+        return min(most, max(share, TRIALS - spent)) if all(phase.trial for phase in self.phases) else most
 
     def _begin_again(self, entry: Entry, spent: float, share: float, reason: str) -> None:
         self.phases.append(Phase(entry.candidate.name, False, reason, spent, share, spent))

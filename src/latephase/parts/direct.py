@@ -19,6 +19,15 @@ OTHER = 10.0  # gradients that a step costs besides its matrix: rows of the Jaco
 MULTIPLICATIONS = 80.0  # of a matrix product, per parameter and sample, that take as long as a gradient
 
 
+def in_gradients(rows: int, samples: int, parameters: int) -> float:
+    """Return about how many gradients the matrix of a direct solve takes as long as.
+
+    >>> in_gradients(rows=2000, samples=2000, parameters=1200)
+    15.0
+    """
+    return rows * min(rows, parameters) / (MULTIPLICATIONS * samples)
+
+
 @dataclass(frozen=True)
 class Direct:
     """Solve for the step by a Cholesky factorisation, in the smaller of parameter space (P×P) and row space (M×M).
@@ -81,7 +90,7 @@ class Direct:
         def accept(rows: int, samples: int) -> bool:
             nonlocal one_each, matrices
             accepted = self.accepts(rows, samples, P)
-            matrices = rows * min(rows, P) / (MULTIPLICATIONS * samples)
+            matrices = in_gradients(rows, samples, P)
             one_each = rows == samples and not accepted
             return accepted
 
