@@ -155,7 +155,7 @@ class ClosureObjective:
         self._products += 1
         return plus_scaled(self._ranks.sum("a product", lambda: self._product(v)), self._weight_decay, v)
 
-    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
+    def factor(self, choose: Callable[[int, int], float]) -> Factor | str:
         """Return C on B as a product of matrices, or say why there is none; see `Curvature.factor`."""
         if self._curvature is None:
             return "the products are the caller's own"
@@ -164,9 +164,10 @@ class ClosureObjective:
         if len(known) < len(sizes):
             return next(reason for reason in sizes if isinstance(reason, str))
         rows, samples = map(sum, zip(*known, strict=True))
-        if not accept(rows, samples):
+        share = float(choose(rows, samples))
+        if not share:
             return f"{rows} rows of {samples} samples are more than the solver takes"
-        made = self._ranks.each("the rows", self._curvature.factor)
+        made = self._ranks.each("the rows", partial(self._curvature.factor, share))
         reasons = self._ranks.gather("why there are none", lambda: made if isinstance(made, str) else "")
         if isinstance(made, str) or any(reasons):
             return next(filter(None, reasons))

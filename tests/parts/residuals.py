@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,8 +37,13 @@ class Residuals:
     def __call__(self, v: Tensor) -> Tensor:
         return self.R.T @ (self.R @ v) + self.shift * v
 
-    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
-        return Factor(self.R, self.rho, self.shift) if accept(self.M, self.M // self.each) else "too many rows"
+    def factor(self, choose: Callable[[int, int], float]) -> Factor | str:
+        share = float(choose(self.M, self.M // self.each))
+        if not share:
+            return "too many rows"
+        count = self.each * math.ceil(share * (self.M // self.each))
+        scale = math.sqrt(self.M / count)
+        return Factor(scale * self.R[:count], self.rho[:count] / scale, self.shift)
 
     def change(self, p: Tensor) -> Tensor:
         return self.R @ p + 0.5 * torch.einsum("mpq,p,q->m", self.Q, p, p)

@@ -111,14 +111,19 @@ class Accumulated:
         every = [root for found in self._roots for root in found]
         return sum(root.rows for root in every), sum(len(root.blocks) for root in every)
 
-    def factor(self) -> tuple[Tensor, Tensor, int] | str:
+    def factor(self, share: float = 1.0) -> tuple[Tensor, Tensor, int] | str:
         """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
 
         `size` is asked first.
 
+        Args:
+            share: Of the samples of each part, that R is of; see `Roots.sample`.
+
         Returns:
             R, ρ, and how many backward passes the rows took; or the reason.
         """
+        if share < 1.0:
+            self._roots = [[root.sample(share) for root in found] for found in self._roots]
         try:
             pieces = [operator.rows(found) for operator, found in zip(self._ggns(), self._roots, strict=True)]
         except NotBySampleError as error:

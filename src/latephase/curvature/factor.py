@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,11 +24,13 @@ class Roots(NamedTuple):
         blocks: Shape (N, r, C), where C counts a sample's outputs.
         shapes: The outputs' shapes, (N, …) each.
         places: Where these outputs stand among all of them.
+        chosen: Which samples of the batch they are, shape (N,); None for all.
     """
 
     blocks: Tensor
     shapes: list[torch.Size]
     places: list[int]
+    chosen: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -51,8 +54,21 @@ class Roots(NamedTuple):
         """The ρ of least norm with √Hᵀρ nearest to the slopes; shape (N · r,)."""
         return (torch.linalg.pinv(self.blocks.mT) @ flat(self._own(slopes)).unsqueeze(2)).reshape(-1)
 
+    def sample(self, share: float) -> Roots:
+        """The same of some samples, always the same ones, so weighted that the sum is that of all in the mean.
+
+        Args:
+            share: Of the samples, in (0, 1].
+        """
+        n = len(self.blocks)
+        count = min(n, math.ceil(share * n))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))  # all choices are equally good
+        chosen = order[:count].sort().values.to(self.blocks.device)
+        shapes = [torch.Size((count, *shape[1:])) for shape in self.shapes]
+        return Roots(self.blocks[chosen] * math.sqrt(n / count), shapes, self.places, chosen)
+
     def _own(self, z: Tensors) -> Tensors:
-        return [z[place] for place in self.places]
+        return [z[place] if self.chosen is None else z[place][self.chosen] for place in self.places]
 
 
 def roots(hvp: Product, outputs: Tensors) -> list[Roots]:

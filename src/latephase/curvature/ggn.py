@@ -138,7 +138,8 @@ class GGN(CurvatureOperator[Factors]):
             for k in range(root.blocks.shape[1]):
                 u = [torch.zeros_like(z) for z in self._point.outputs]
                 for place, given in zip(root.places, cotangents, strict=True):
-                    u[place][sample] = given[sample, k].to(u[place])
+                    there = sample if root.chosen is None else root.chosen[sample]
+                    u[place][there] = given[sample, k].to(u[place])
                 found.append(self._parameters.join(self._engine.vjp(u)))
         return torch.stack(found)
 
@@ -146,7 +147,7 @@ class GGN(CurvatureOperator[Factors]):
         """The rows of one batch, seen to be right in one direction."""
         point = self._point
         try:
-            R = rows(sampled(point, root.places), point.leaves, root.cotangents())
+            R = rows(sampled(point, root.places), point.leaves, root.cotangents(), root.chosen)
             flat = torch.cat([v.reshape(-1) for v in probe])
             check(point, "√H J v", [R @ flat.to(R.dtype)], [root.times(Jv)])
         except (torch.OutOfMemoryError, NotBySampleError):

@@ -101,13 +101,16 @@ def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [z.detach() for z in replay(program._replace(calls=calls), tensors, inputs)]
 
 
-def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
+def rows(
+    one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], chosen: Tensor | None = None
+) -> Tensor:
     """Return Jᵀu for every sample n and each of its cotangents u_nk.
 
     Args:
         one: The program for one sample.
         leaves: The parameters, P entries in all.
         cotangents: For each output of shape (N, …) a tensor of shape (N, r, …).
+        chosen: Which samples they belong to, where not to all: N counts these then, here and below.
 
     Returns:
         A matrix of shape (N · r, P), row nr + k for u_nk.
@@ -119,6 +122,8 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor]) -
     cut = [(tensor, dim) for tensor, dim in zip(one.inputs, one.dims, strict=True) if dim is not None]
     if not cut:
         raise NotBySampleError(f"no tensor from outside the closure has a dimension of {one.samples} samples")
+    if chosen is not None:
+        cut = [(tensor.index_select(dim, chosen), dim) for tensor, dim in cut]
 
     backward = _traced_backward(one, parameters, cotangents) if differentiates(one.program) else None
 

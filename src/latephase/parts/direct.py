@@ -87,7 +87,7 @@ class Direct:
         P = problem.b.numel()
         one_each, matrices = False, 0.0
 
-        def accept(rows: int, samples: int) -> bool:
+        def accept(rows: int, samples: int) -> float:
             nonlocal one_each, matrices
             accepted = self.accepts(rows, samples, P)
             matrices = in_gradients(rows, samples, P)

@@ -48,11 +48,12 @@ class Curvature(Protocol):
     def __call__(self, v: Tensor) -> Tensor:
         """Return Gv, for v of shape (P,)."""
 
-    def factor(self, accept: Callable[[int, int], bool]) -> Factor | str:
+    def factor(self, choose: Callable[[int, int], float]) -> Factor | str:
         """Return G as a product of matrices, or say why there is none.
 
         Args:
-            accept: Says whether so many rows M, of so many samples, are not too many, before they are computed.
+            choose: Says, before any row is computed, which share of M rows, of so many samples, is wanted: 1 for all, 0
+                for none, else the product is G in the mean of a random sample. It is the same sample in every step.
         """
 
     def change(self, p: Tensor) -> Tensor:

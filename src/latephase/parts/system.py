@@ -82,6 +82,13 @@ class Damped:
         x = system.R.T @ self._solve(beta) if system.in_rows else self._solve(system.R.T @ beta)
         return system.like_gradient(x)
 
+    def inverse(self, v: Tensor) -> Tensor:
+        """(RᵀR + μ)⁻¹v for v of shape (P,)."""
+        system, y = self._system, v.double()
+        if system.in_rows:
+            return system.like_gradient((y - system.R.T @ self._solve(system.R @ y)) / self._mu)
+        return system.like_gradient(self._solve(y))
+
     def _solve(self, y: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(self._L, y.unsqueeze(1), upper=False)  # cholesky_solve would copy L
         return torch.linalg.solve_triangular(self._L.mT, half, upper=True).squeeze(1)
