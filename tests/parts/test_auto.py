@@ -30,7 +30,7 @@ def test_else_it_takes_another_way_and_says_why(each: int) -> None:
 
 def test_where_there_are_no_rows_at_all_it_is_the_general_way() -> None:
     residuals = Residuals(bent=0.3, M=9, P=7)
-    residuals.factor = lambda accept: "batch normalisation"
+    residuals.factor = lambda choose: "batch normalisation"
     assert "L-BFGS, as a direct solve is not possible (batch normalisation)" in Auto()(residuals.problem).method
 
 
