@@ -2,7 +2,8 @@
 
 latephase study benchmarks/equations.py:wave --epochs 2000 --budget 120s --checkpoint last --out runs
 
-Those whose names end in `_single` are the same in float32.
+Those whose names end in `_single` are the same in float32; those of Poisson's equation that end in `_many` have 11,250
+points, which are too many for one matrix.
 """
 
 from dataclasses import replace
@@ -13,10 +14,12 @@ from latephase.study.problems import burgers as of_burgers
 from latephase.study.problems import convection as of_convection
 from latephase.study.problems import reaction as of_reaction
 from latephase.study.problems import wave as of_wave
+from latephase.study.problems.poisson_2d import poisson_2d
 from latephase.study.problems.problem import Problem
 from latephase.tasks.split import Data, Split
 
 WIDTH, INSIDE = 40, 2000
+MANY = 10_000, 1250  # inside, and on the edge
 
 
 def convection() -> Problem:
@@ -37,6 +40,16 @@ def wave() -> Problem:
 def burgers() -> Problem:
     """Return Burgers' equation with its own width of 20: 3,021 parameters, 2,100 residuals."""
     return of_burgers.burgers(inside=INSIDE)
+
+
+def poisson_many() -> Problem:
+    """Return Poisson's equation on the square: 9,873 parameters, 11,250 residuals."""
+    return poisson_2d("poisson_many", (64, 64, 48, 48), MANY)
+
+
+def poisson_116k_many() -> Problem:
+    """Return the same for 116,097 parameters."""
+    return poisson_2d("poisson_116k_many", (256, 256, 128, 128), MANY)
 
 
 def convection_single() -> Problem:

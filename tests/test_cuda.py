@@ -69,7 +69,7 @@ def test_products_are_those_of_the_cpu(make):
 
 
 @pytest.mark.parametrize(("make", "loss"), [(sample_by_sample, cross_entropy), (regression, mse_loss)])
-@pytest.mark.parametrize("solver", ["cg", "krylov", "direct", "quasi-newton", "auto"])
+@pytest.mark.parametrize("solver", ["cg", "krylov", "direct", "sampled", "quasi-newton", "auto"])
 def test_steps_are_those_of_the_cpu(solver, make, loss):
     ends = []
     for device in (CPU, GPU):

@@ -26,12 +26,13 @@ from latephase.parts.cg import CG
 from latephase.parts.direct import Direct
 from latephase.parts.krylov import Krylov
 from latephase.parts.quasi_newton import QuasiNewton
+from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, Solver
 from latephase.parts.solver import Path as Steps
 
 CUTS = {1: [60], 2: [13, 47], 4: [7, 33, 10, 10]}  # how many samples each rank has, of 60
 DTYPES = {32: torch.float32, 64: torch.float64}
-SOLVERS = ["cg", "krylov", "direct", "quasi-newton"]
+SOLVERS = ["cg", "krylov", "direct", "sampled", "quasi-newton"]
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -168,6 +169,7 @@ SHORT: dict[str, Solver] = {
     "cg": CG(max_iter=3),
     "krylov": Krylov(products=3, corrections=1),
     "direct": Direct(corrections=1, trials=3),
+    "sampled": Sampled(iterations=3, trials=3),
     "quasi-newton": QuasiNewton(Krylov(products=3, corrections=0), most=3),
 }
 

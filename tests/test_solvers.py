@@ -40,6 +40,20 @@ def test_ridge_regression_in_one_step(solver: str) -> None:
     torch.testing.assert_close(model.bias.detach(), ridge[3], rtol=1e-4, atol=1e-4)
 
 
+def test_of_a_linear_network_the_outputs_have_no_curve_with_weight_decay_either() -> None:
+    """What a step does to the outputs, pulled back, is its product with the curvature: both have the weight decay."""
+    model = nn.Linear(3, 2).double()
+    found: list[Any] = []
+
+    def solver(problem: DampedProblem) -> Path:
+        p = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
+        found.extend((problem.curvature.pulled_change(p), problem.curvature(p)))
+        return Path({}, 0.0)
+
+    HessianFree(model.parameters(), solver=solver, weight_decay=0.3).step(closure(model, batch(40, seed=1)))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("solver", BEYOND_THE_PAPER)
 def test_micro_batches_take_the_step_of_their_union(solver: str) -> None:
     one, parts = plain(solver, weight_decay=0.01), plain(solver, weight_decay=0.01)
@@ -70,7 +84,7 @@ def test_ten_steps_are_five_and_a_resume_of_five_to_the_bit(solver: str) -> None
     assert differences(values(straight.model, straight.opt), values(again.model, again.opt)) == []
 
 
-@pytest.mark.parametrize("solver", ["direct", "krylov", "auto"])
+@pytest.mark.parametrize("solver", ["direct", "krylov", "sampled", "auto"])
 def test_its_losses_are_not_evaluated_twice_and_lambda_is_its_own(solver: str) -> None:
     problem = plain(solver, damping=1.0)
     calls = []
@@ -80,7 +94,8 @@ def test_its_losses_are_not_evaluated_twice_and_lambda_is_its_own(solver: str) -
     record = problem.opt.last_step
     assert record.outcome is Outcome.ACCEPTED
     assert len(calls) == len({tuple(theta.tolist()) for theta in calls}) >= 3  # θ, and one for each λ
-    assert len(calls) < record.counts.losses  # what the outputs do is of the model batch
+    elsewhere = record.counts.losses + record.counts.gradients - 1  # what the outputs do is of the model batch
+    assert len(calls) < elsewhere
     assert record.next_damping != 1.0
     assert record.next_damping in {4.0**k for k in range(-12, 12)}
 

@@ -182,13 +182,15 @@ class ClosureObjective:
         return self._ranks.rows("the change of the outputs", partial(self._curvature.change, p))
 
     def pulled_change(self, p: Tensor) -> Tensor | None:
-        """Return Jᵀ H (z(θ + p) − z(θ)) on B; see `Curvature.pulled_change`."""
+        """Return Jᵀ H (z(θ + p) − z(θ)) on B, weight decay included; see `Curvature.pulled_change`."""
         if self._curvature is None:
             return None
-        self._losses += len(self._batches.curvature)
+        self._gradients += len(self._batches.curvature)  # a forward and a backward pass
         pulled = self._ranks.each("the change of the outputs", partial(self._curvature.pulled_change, p))
         missing = self._ranks.number("whether it is there", lambda: float(pulled is None))
-        return None if pulled is None or missing > 0.0 else self._ranks.sum("its pull-back", lambda: pulled)
+        if pulled is None or missing > 0.0:
+            return None
+        return plus_scaled(self._ranks.sum("its pull-back", lambda: pulled), self._weight_decay, p)
 
     # ------------------------------------------------------------------ this rank's part, without weight decay
 

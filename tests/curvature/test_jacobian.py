@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -154,6 +155,25 @@ def test_rows_are_the_same_in_pieces(name: str, bytes_at_once: int, monkeypatch:
     monkeypatch.setattr(jacobian, "CHUNK_BYTES", bytes_at_once)
     *_, R, _ = factored(model, forward)
     torch.testing.assert_close(R, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", closures())
+def test_rows_of_a_sample_are_some_of_all_and_count_for_all(name: str) -> None:
+    model, forward = closures()[name]
+    _, G, found, R, _ = factored(model, forward)
+    some = [root.sample(0.4) for root in found]
+    part = G.rows(some)[0]
+    taken, scales, before = [], [], 0
+    for root, few in zip(found, some, strict=True):
+        assert few.chosen is not None
+        n, r, _ = root.blocks.shape
+        assert len(few.chosen) == math.ceil(0.4 * n)
+        taken.append((before + few.chosen[:, None] * r + torch.arange(r)).flatten())
+        scales.append(torch.full((len(few.chosen) * r, 1), (n / len(few.chosen)) ** 0.5, dtype=torch.float64))
+        before += n * r
+    torch.testing.assert_close(part, torch.cat(scales) * R[torch.cat(taken)], rtol=1e-9, atol=1e-11)
+    everything = G.rows([root.sample(1.0) for root in found])[0]
+    torch.testing.assert_close(everything, R, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", closures())

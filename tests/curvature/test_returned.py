@@ -115,7 +115,7 @@ def in_two(t):
     (0.75 * mse_loss(z, y)).backward()
 
 
-@pytest.mark.parametrize("solver", [None, "direct", "krylov", "quasi-newton", "auto"])
+@pytest.mark.parametrize("solver", [None, "direct", "krylov", "sampled", "quasi-newton", "auto"])
 @pytest.mark.parametrize("write", [ordinary, detached, a_number, nothing, logged])
 def test_steps_are_those_of_the_explicit_closure_to_the_bit(write, solver):
     one, other = Training(explicit, solver=solver), Training(write, solver=solver)

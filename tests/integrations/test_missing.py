@@ -39,7 +39,7 @@ import torch
 from latephase import HessianFree, finish
 model = torch.nn.Linear(3, 1)
 x, y = torch.randn(20, 3), torch.randn(20, 1)
-for solver in "cg", "krylov", "direct", "quasi-newton", "auto":
+for solver in "cg", "krylov", "direct", "sampled", "quasi-newton", "auto":
     HessianFree(model.parameters(), solver=solver).acc_step(model, torch.nn.functional.mse_loss, [(x, y)])
 print(finish(model, torch.nn.functional.mse_loss, (x, y), budget="50gradients").score)
 """

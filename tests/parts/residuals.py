@@ -49,7 +49,7 @@ class Residuals:
         return self.R @ p + 0.5 * torch.einsum("mpq,p,q->m", self.Q, p, p)
 
     def pulled_change(self, p: Tensor) -> Tensor:
-        return self.R.T @ self.change(p)
+        return self.R.T @ self.change(p) + self.shift * p
 
     def loss(self, p: Tensor) -> float:
         r = self.rho + self.change(p)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.parts.residuals import Residuals
 
-from latephase.parts import Auto, Direct, Krylov, QuasiNewton
+from latephase.parts import Auto, Direct, Krylov, QuasiNewton, Sampled
 
 
 def test_it_factorises_where_that_pays() -> None:
@@ -18,14 +18,22 @@ def test_it_factorises_where_that_pays() -> None:
 
 @pytest.mark.parametrize("each", [1, 3])
 def test_else_it_takes_another_way_and_says_why(each: int) -> None:
-    """Where each sample has one residual it is the Krylov solver, else L-BFGS in the metric of a small space."""
+    """Where each sample has one residual it is a sample of them, else L-BFGS in the metric of a small space."""
     residuals = Residuals(bent=0.3, M=9, P=7, each=each)
-    other = (Krylov() if each == 1 else QuasiNewton())(residuals.problem)
-    for direct in (Direct(largest=3), Direct(gradients=0.1)):
+    other = (Sampled() if each == 1 else QuasiNewton())(residuals.problem)
+    for direct in (Direct(largest=3), Direct(gradients=0.02)):
         auto = Auto(direct=direct)(residuals.problem)
         assert auto.method == f"{other.method}, as a direct solve is not possible (too many rows)"
         assert auto.steps.keys() == other.steps.keys()
         assert ("L-BFGS" in auto.method) == (each > 1)
+
+
+def test_where_the_sample_does_not_work_either_it_is_the_krylov_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    residuals = Residuals(bent=0.3, M=9, P=7)
+    monkeypatch.setattr(Residuals, "pulled_change", lambda self, p: None)
+    auto = Auto(direct=Direct(largest=3))(residuals.problem)
+    krylov = Krylov()(residuals.problem)
+    assert auto.method == f"{krylov.method}, as a direct solve is not possible (too many rows)"
 
 
 def test_where_there_are_no_rows_at_all_it_is_the_general_way() -> None:
@@ -35,8 +43,9 @@ def test_where_there_are_no_rows_at_all_it_is_the_general_way() -> None:
 
 
 def test_what_a_factorisation_may_cost() -> None:
-    """Ten classes of 1,297 images and 5,000 parameters: two thousand gradients; one residual per point: forty."""
-    assert not Direct(gradients=200.0).accepts(rows=12970, samples=1297, parameters=5000)
-    assert Direct(gradients=200.0).accepts(rows=1800, samples=1800, parameters=1185)
-    assert Direct(gradients=200.0).accepts(rows=1020, samples=1020, parameters=116_000)
+    """Ten classes of 1,297 images and 5,000 parameters: 625 gradients; one residual per point: fifteen."""
+    assert not Direct(gradients=50.0).accepts(rows=12970, samples=1297, parameters=5000)
+    assert Direct(gradients=50.0).accepts(rows=1800, samples=1800, parameters=1185)
+    assert Direct(gradients=50.0).accepts(rows=1020, samples=1020, parameters=116_000)
+    assert not Direct(gradients=50.0).accepts(rows=5000, samples=5000, parameters=10_000)
     assert not Direct().accepts(rows=10_000, samples=10_000, parameters=116_000)

@@ -59,6 +59,9 @@ class Roots(NamedTuple):
 
         Args:
             share: Of the samples, in (0, 1].
+
+        Returns:
+            Roots of ⌈share · N⌉ samples.
         """
         n = len(self.blocks)
         count = min(n, math.ceil(share * n))

@@ -101,9 +101,7 @@ def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [z.detach() for z in replay(program._replace(calls=calls), tensors, inputs)]
 
 
-def rows(
-    one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], chosen: Tensor | None = None
-) -> Tensor:
+def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], chosen: Tensor | None = None) -> Tensor:
     """Return Jᵀu for every sample n and each of its cotangents u_nk.
 
     Args:

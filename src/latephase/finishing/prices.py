@@ -97,8 +97,9 @@ class Size:
             counted = in_gradients(self._rows, self.examples, self.parameters) if math.isinf(self.flops) else 0.0
             return 20.0 + counted  # rows of the Jacobian, trial losses, and corrections
         auto = Auto()
-        products = auto.regression.products if self.outputs == 1 else auto.other.krylov.products
-        return 1.3 * products + (0.0 if self.outputs == 1 else auto.other.most)
+        if self.outputs == 1:
+            return auto.sampled.gradients + 30.0  # three λ with some corrections each
+        return 1.3 * auto.other.krylov.products + auto.other.most
 
     @property
     def matrix_share(self) -> float:

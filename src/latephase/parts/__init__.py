@@ -13,6 +13,7 @@ from latephase.parts.hybrid import Hybrid
 from latephase.parts.krylov import Krylov
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
 from latephase.parts.quasi_newton import QuasiNewton
+from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, Memory, Path, Solver
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Memory",
     "Path",
     "QuasiNewton",
+    "Sampled",
     "Solver",
     "StepChoice",
     "chosen",

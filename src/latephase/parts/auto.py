@@ -1,4 +1,4 @@
-"""The solver for whoever does not want to choose: direct where that pays, else a Krylov space."""
+"""The solver for whoever does not want to choose: direct where that pays, else on a sample, or in a Krylov space."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from latephase.parts.direct import Direct
 from latephase.parts.hybrid import Hybrid
 from latephase.parts.krylov import Krylov
 from latephase.parts.quasi_newton import QuasiNewton
+from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Factorise where that is possible and pays; else take a Krylov space, or a small one and, in its metric, L-BFGS.
+    """Factorise all rows where that is possible and pays; else a sample of them; else take a Krylov space.
+
+    Where samples have many outputs each, that space is small, and L-BFGS goes on in its metric.
 
     All of it follows from sizes, and from what the state remembers, so that a resumed run chooses alike.
 
     Attributes:
         direct: The solver by factorisation, and how many gradients that may cost; by gradients where it brings little.
-        regression: The solver for more than that, where each sample has one residual.
+        sampled: The solver for more than that, where each sample has one residual.
+        regression: The same where that has no rows, either.
         other: The solver for all else.
 
     >>> import torch
@@ -35,11 +39,12 @@ class Auto:
     ...     loss = opt.step(forward)
     ...     print(opt.last_step.solver)
     direct, 2 × 2
-    Krylov space of 2 vectors, as a direct solve is not possible (3 rows of 3 samples ...)
+    direct on 3 of 3 rows, ... corrections with all, as a direct solve is not possible (3 rows of 3 samples ...)
     """
 
     measures_damping: ClassVar[bool] = True
-    direct: Direct | Hybrid = field(default_factory=lambda: Hybrid(Direct(gradients=200.0)))
+    direct: Direct | Hybrid = field(default_factory=lambda: Hybrid(Direct(gradients=50.0)))
+    sampled: Sampled = field(default_factory=Sampled)
     regression: Krylov = field(default_factory=Krylov)
     other: QuasiNewton = field(default_factory=QuasiNewton)
 
@@ -48,5 +53,11 @@ class Auto:
         try:
             return self.direct(problem)
         except NoSolutionError as error:
-            path = (self.regression if error.one_each else self.other)(problem)
+            path = self._regression(problem) if error.one_each else self.other(problem)
             return replace(path, method=f"{path.method}, as {error}")
+
+    def _regression(self, problem: DampedProblem) -> Path:
+        try:
+            return self.sampled(problem)
+        except NoSolutionError:
+            return self.regression(problem)

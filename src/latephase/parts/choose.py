@@ -11,6 +11,7 @@ from latephase.parts.direct import Direct
 from latephase.parts.hybrid import Hybrid
 from latephase.parts.krylov import Krylov
 from latephase.parts.quasi_newton import QuasiNewton
+from latephase.parts.sampled import Sampled
 from latephase.parts.solver import Solver
 
 Part = TypeVar("Part")
@@ -21,6 +22,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "hybrid": Hybrid,
     "krylov": Krylov,
     "quasi-newton": QuasiNewton,
+    "sampled": Sampled,
     "auto": Auto,
 }
 """Solvers by name, each at its default settings."""

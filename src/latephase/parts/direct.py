@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,10 +23,34 @@ MULTIPLICATIONS = 80.0  # of a matrix product, per parameter and sample, that ta
 def in_gradients(rows: int, samples: int, parameters: int) -> float:
     """Return about how many gradients the matrix of a direct solve takes as long as.
 
+    It takes rows · P · min(rows, P) multiplications, of which 80 · P · samples take as long as a gradient.
+
     >>> in_gradients(rows=2000, samples=2000, parameters=1200)
     15.0
     """
     return rows * min(rows, parameters) / (MULTIPLICATIONS * samples)
+
+
+def system_of(problem: DampedProblem, choose: Callable[[int, int], float], largest: int) -> System:
+    """Return the equations of a step, in the smaller of the two spaces where there is a choice.
+
+    Args:
+        problem: The problem.
+        choose: See `Curvature.factor`.
+        largest: The largest matrix to factorise, in rows.
+
+    Raises:
+        NoSolutionError: If there are none, or they would be too large.
+    """
+    if problem.preconditioner is not None:
+        raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
+    factor = problem.curvature.factor(choose)
+    if isinstance(factor, str):
+        raise NoSolutionError(f"a direct solve is not possible ({factor})")
+    P, one_number = problem.b.numel(), isinstance(factor.shift, float) and isinstance(problem.damping, float)
+    if not one_number and largest < P:
+        raise NoSolutionError(f"parameters have different λ or weight decay, and {P} are too many for a direct solve")
+    return System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
 
 
 @dataclass(frozen=True)
@@ -38,8 +63,7 @@ class Direct:
     Attributes:
         corrections: Most corrections of a step, ≥ 0. With 1 it is geodesic acceleration, with 0 the linear model's.
         largest: The largest matrix to factorise, in rows; where both spaces are larger there is no step.
-        gradients: The most that the matrix may cost, in gradients: it takes rows · P · min(rows, P) multiplications,
-            and a gradient some 30 · P · samples. Infinite for no limit.
+        gradients: The most that the matrix may cost, see `in_gradients`. Infinite for no limit.
         spacing: The factor between two λ that are tried, above 1.
         trials: Most λ per step.
 
@@ -74,7 +98,7 @@ class Direct:
     def accepts(self, rows: int, samples: int, parameters: int) -> bool:
         """Whether a problem of this size is not too large."""
         smaller = min(rows, parameters)
-        return smaller <= self.largest and rows * smaller <= 30.0 * samples * self.gradients
+        return smaller <= self.largest and in_gradients(rows, samples, parameters) <= self.gradients
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
@@ -82,8 +106,6 @@ class Direct:
 
     def explore(self, problem: DampedProblem) -> tuple[Path, float]:
         """The same, and what it cost, about, in gradients; infinite where a number is not finite."""
-        if problem.preconditioner is not None:
-            raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
         P = problem.b.numel()
         one_each, matrices = False, 0.0
 
@@ -94,11 +116,11 @@ class Direct:
             one_each = rows == samples and not accepted
             return accepted
 
-        factor = problem.curvature.factor(accept)
-        if isinstance(factor, str):
-            raise NoSolutionError(f"a direct solve is not possible ({factor})", one_each=one_each)
-        one_number = isinstance(factor.shift, float) and isinstance(problem.damping, float)
-        system = System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
+        try:
+            system = system_of(problem, accept, self.largest)
+        except NoSolutionError as error:
+            error.one_each = one_each
+            raise
         if not system.finite:
             return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         best = search(

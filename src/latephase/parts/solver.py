@@ -60,7 +60,10 @@ class Curvature(Protocol):
         """Return √H (z(θ + p) − z(θ)), shape (M,): what a step does to the outputs, in the rows of the last factor."""
 
     def pulled_change(self, p: Tensor) -> Tensor | None:
-        """Return Jᵀ H (z(θ + p) − z(θ)), shape (P,): the same in parameter space; None where it cannot be had."""
+        """Return Jᵀ H (z(θ + p) − z(θ)) + diag(shift) p, shape (P,): Gp but for the outputs' curve.
+
+        None where it cannot be had.
+        """
 
 
 class Memory(NamedTuple):

@@ -6,6 +6,7 @@ the optimizers compared; here, 1,000 steps of Adam do.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -23,21 +24,21 @@ def residuals(points: Tensor, u: Jet, network: Function) -> tuple[Tensor, Tensor
     return u.second + 2 * math.pi**2 * exact(points), u.value
 
 
-def draw() -> tuple[list[Tensor], Tensor]:
-    """Return the points, drawn uniformly."""
+def draw(counts: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
+    """Return so many points inside and on the edge, drawn uniformly, and fresh ones."""
     generator = seeded()
-    inside, edge = in_box(COUNTS[0], (0.0, 0.0), (1.0, 1.0), generator), on_square(COUNTS[1], generator)
+    inside, edge = in_box(counts[0], (0.0, 0.0), (1.0, 1.0), generator), on_square(counts[1], generator)
     return [inside, edge], in_box(FRESH, (0.0, 0.0), (1.0, 1.0), generator)
 
 
-def poisson_2d(name: str, hidden: Sequence[int]) -> Problem:
-    """Return the problem for a network with hidden layers of these widths."""
+def poisson_2d(name: str, hidden: Sequence[int], counts: tuple[int, int] = COUNTS) -> Problem:
+    """Return the problem for hidden layers of these widths, and so many points inside and on the edge."""
     return pinn(
         name,
         Equation((1.0, 1.0), residuals, exact),
         hidden,
-        COUNTS,
-        draw,
+        counts,
+        partial(draw, counts),
         source="Dangel et al. 2024 (arXiv 2405.15603); first phase: chosen here",
         lr=1e-3,
         epochs=1000,
