@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.parts.residuals import Residuals
@@ -26,6 +28,15 @@ def test_else_it_takes_another_way_and_says_why(each: int) -> None:
         assert auto.method == f"{other.method}, as a direct solve is not possible (too many rows)"
         assert auto.steps.keys() == other.steps.keys()
         assert ("L-BFGS" in auto.method) == (each > 1)
+
+
+def test_a_sample_takes_turns_with_gradients_as_all_rows_do() -> None:
+    residuals = Residuals(bent=3.0, M=40, P=7)
+    auto = Auto(direct=Direct(largest=3))
+    path = auto(residuals.problem)
+    assert path.memory is not None
+    following = auto(replace(residuals.problem, memory=path.memory))
+    assert following.method.startswith(f"{following.last} gradients of self-scaled Broyden")
 
 
 def test_where_the_sample_does_not_work_either_it_is_the_krylov_solver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from tests.parts.residuals import Residuals
 from torch import nn
 
 from latephase import HessianFree
-from latephase.parts import Direct, Hybrid, Memory
+from latephase.parts import Direct, Hybrid, Memory, Sampled
+from latephase.parts.direct import OTHER
 from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE
 from latephase.study.strategies.broyden import Minimiser
 
@@ -50,6 +51,18 @@ def test_where_it_is_slow_gradients_are_next():
     following = Hybrid()(replace(problem, memory=memory))
     assert following.method.endswith("gradients of self-scaled Broyden")
     assert following.memory.left == IN_A_ROW - 1.0
+
+
+def test_a_solver_for_a_sample_takes_turns_likewise():
+    problem = residuals().problem
+    hybrid, alone = Hybrid(Sampled()), Sampled()
+    path, (own, price) = hybrid(problem), alone.explore(residuals().problem)
+    assert torch.equal(path.steps[1], own.steps[1])
+    memory = path.memory
+    moves = int(path.method.split()[-4])
+    assert memory.price == price == pytest.approx(OTHER + path.matrices + 1.5 * moves)
+    assert memory.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / price)
+    assert "self-scaled Broyden" in hybrid(replace(problem, memory=memory)).method
 
 
 def test_a_burst_goes_where_the_peer_goes():

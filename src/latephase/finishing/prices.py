@@ -98,7 +98,7 @@ class Size:
             return 20.0 + counted  # rows of the Jacobian, trial losses, and corrections
         auto = Auto()
         if self.outputs == 1:
-            return auto.sampled.gradients + 30.0  # three λ with some corrections each
+            return 35.0  # the sample's matrix, and three λ with some corrections each
         return 1.3 * auto.other.krylov.products + auto.other.most
 
     @property

@@ -23,7 +23,7 @@ class Auto:
 
     Attributes:
         direct: The solver by factorisation, and how many gradients that may cost; by gradients where it brings little.
-        sampled: The solver for more than that, where each sample has one residual.
+        sampled: The solver for more than that, where each sample has one residual, likewise.
         regression: The same where that has no rows, either.
         other: The solver for all else.
 
@@ -44,7 +44,7 @@ class Auto:
 
     measures_damping: ClassVar[bool] = True
     direct: Direct | Hybrid = field(default_factory=lambda: Hybrid(Direct(gradients=50.0)))
-    sampled: Sampled = field(default_factory=Sampled)
+    sampled: Sampled | Hybrid = field(default_factory=lambda: Hybrid(Sampled()))
     regression: Krylov = field(default_factory=Krylov)
     other: QuasiNewton = field(default_factory=QuasiNewton)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from latephase.checks import positive, positive_integer
 from latephase.parts.broyden import Inverse, change
 from latephase.parts.direct import Direct
+from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, Memory, Path
 from latephase.parts.wolfe import Place, first_step, place, weak_wolfe
 
@@ -39,7 +40,7 @@ class Hybrid:
     the other would learn their differences.
 
     Attributes:
-        direct: What solves directly.
+        direct: What solves directly, for all rows or for a sample of them.
         largest: Most parameters that P² numbers are kept for.
         burst: Length of a burst, in prices of direct steps.
 
@@ -57,7 +58,7 @@ class Hybrid:
     """
 
     measures_damping: ClassVar[bool] = True
-    direct: Direct = field(default_factory=Direct)
+    direct: Direct | Sampled = field(default_factory=Direct)
     largest: int = 6000
     burst: float = 2.0
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latephase.checks import positive, positive_integer
 from latephase.parts.anderson import anderson
-from latephase.parts.direct import MULTIPLICATIONS, in_gradients, system_of
+from latephase.parts.direct import MULTIPLICATIONS, OTHER, in_gradients, system_of
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System
 from latephase.parts.trials import Trial, check_trials, search
@@ -67,8 +67,16 @@ class Sampled:
         in_rows = min(math.isqrt(int(most)), self.largest)
         return in_rows if in_rows <= parameters else int(most / parameters)
 
+    def accepts(self, rows: int, samples: int, parameters: int) -> bool:
+        """Whether a problem of this size is not too large: none is."""
+        return True
+
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
+        return self.explore(problem)[0]
+
+    def explore(self, problem: DampedProblem) -> tuple[Path, float]:
+        """The same, and what it cost, about, in gradients; infinite where a number is not finite."""
         P = problem.b.numel()
         found, matrices = 0, 0.0
 
@@ -80,11 +88,12 @@ class Sampled:
 
         system = system_of(problem, choose, self.largest)
         if not system.finite:
-            return Path({}, 0.0, stop=CGStop.NON_FINITE)
+            return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         trials = _Trials(problem, system, self.iterations)
         best = search(trials, problem.loss_0, spacing=self.spacing, most=self.trials)
         method = f"direct on {len(system.R)} of {found} rows, {trials.moves} corrections with all"
-        return replace(best.path(problem.loss_0, 1, CGStop.SOLVED, method), matrices=matrices)
+        path = best.path(problem.loss_0, 1, CGStop.SOLVED, method)
+        return replace(path, matrices=matrices), OTHER + matrices + 1.5 * trials.moves  # a gradient and a loss each
 
 
 class _Trials:
