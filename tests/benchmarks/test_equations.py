@@ -27,3 +27,17 @@ def test_in_float32_the_loss_is_the_same_but_for_rounding(name):
         losses.append(problem.loss(model(data.train.inputs), data.train.targets))
     assert [loss.dtype for loss in losses] == [torch.float64, torch.float32]
     torch.testing.assert_close(losses[1].double(), losses[0], rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"), [(equations.poisson_many, 9873), (equations.poisson_116k_many, 116_097)]
+)
+def test_many_points_are_those_of_the_square(build, parameters):
+    problem = build()
+    assert sum(p.numel() for p in problem.build_model().parameters()) == parameters
+    inputs = problem.load_data(None).train.inputs
+    points, kind = inputs[:, :2], inputs[:, 2]
+    on_edge = ((points == 0.0) | (points == 1.0)).any(dim=1)
+    assert len(inputs) == 11_250
+    assert torch.equal(on_edge, kind == 1.0)
+    assert on_edge.sum() == 1250
