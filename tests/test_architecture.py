@@ -227,7 +227,7 @@ TESTS = Path(__file__).parent
 # What holds for several modules at once has a name that says what it is about.
 SPANNING = {
     "test_against_reference", "test_architecture", "test_bad_input", "test_closures", "test_cuda", "test_documentation",
-    "test_examples",
+    "test_examples", "test_release",
     "test_invariance", "test_least_squares", "test_options", "test_pages", "test_readme", "test_solvers", "test_state",
     "test_training_mode", "curvature/test_closures", "curvature/test_kinds", "curvature/test_known_closures",
     "curvature/test_products", "integrations/test_ray_train",
