@@ -25,7 +25,7 @@ class Residuals:
     P: int = 4
     seed: int = 0
     bent: float = 0.0
-    shift: float = 0.0
+    shift: float | Tensor = 0.0
     damping: float | Tensor = 0.1
     each: int = 1
     asked: list[float] = field(default_factory=list)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,8 +16,11 @@ from tests.parts.residuals import Residuals
 
 from latephase import CGStop
 from latephase.parts import Direct, Sampled
+from latephase.parts.anderson import anderson
 from latephase.parts.direct import in_gradients
 from latephase.parts.solver import NoSolutionError
+
+sampled_module = sys.modules["latephase.parts.sampled"]
 
 
 def some(rows: int, residuals: Residuals, **settings: float) -> Sampled:
@@ -84,11 +90,23 @@ def test_without_the_outputs_elsewhere_there_is_no_step(monkeypatch: pytest.Monk
         Sampled()(residuals.problem)
 
 
-def test_where_parameters_differ_in_lambda_their_space_must_not_be_too_large() -> None:
-    residuals = Residuals(M=3, P=9, damping=torch.linspace(0.1, 1.0, 9, dtype=torch.float64))
-    for solver in (Sampled(largest=8), Direct(largest=8)):
-        with pytest.raises(NoSolutionError, match="different λ or weight decay, and 9 are too many"):
-            solver(residuals.problem)
+@pytest.mark.parametrize("shift", [0.0, torch.linspace(0.0, 1.0, 9, dtype=torch.float64)])
+def test_where_parameters_differ_in_lambda_row_space_has_the_mean_and_the_equation_their_own(
+    shift: float | torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iterated to its end, where by itself it ends once the loss does not get lower."""
+
+    def to_the_end(f: torch.Tensor, move: Callable, merit: Callable, *, most: int) -> tuple[torch.Tensor, float]:
+        falling = itertools.count(start=0, step=-1)
+        return anderson(f, move, lambda p: math.exp(next(falling)), most=9)
+
+    residuals = Residuals(M=3, P=9, damping=torch.linspace(0.1, 1.0, 9, dtype=torch.float64), shift=shift)
+    direct = Direct(trials=1)(residuals.problem)
+    monkeypatch.setattr(sampled_module, "anderson", to_the_end)
+    step = Sampled(largest=8, trials=1)(residuals.problem).steps[1]
+    torch.testing.assert_close(step, direct.steps[1], rtol=1e-3, atol=1e-5)
+    with pytest.raises(NoSolutionError, match="different λ or weight decay, and 9 are too many"):
+        Direct(largest=8)(residuals.problem)
 
 
 def test_it_takes_no_preconditioner() -> None:

@@ -31,13 +31,17 @@ def in_gradients(rows: int, samples: int, parameters: int) -> float:
     return rows * min(rows, parameters) / (MULTIPLICATIONS * samples)
 
 
-def system_of(problem: DampedProblem, choose: Callable[[int, int], float], largest: int) -> System:
+def system_of(
+    problem: DampedProblem, choose: Callable[[int, int], float], largest: int, *, roughly: bool = False
+) -> System:
     """Return the equations of a step, in the smaller of the two spaces where there is a choice.
 
     Args:
         problem: The problem.
         choose: See `Curvature.factor`.
         largest: The largest matrix to factorise, in rows.
+        roughly: Whether the mean may stand in for λ and weight decay that are not the same for all parameters, where
+            row space, which needs one number, is smaller.
 
     Raises:
         NoSolutionError: If there are none, or they would be too large.
@@ -48,9 +52,17 @@ def system_of(problem: DampedProblem, choose: Callable[[int, int], float], large
     if isinstance(factor, str):
         raise NoSolutionError(f"a direct solve is not possible ({factor})")
     P, one_number = problem.b.numel(), isinstance(factor.shift, float) and isinstance(problem.damping, float)
-    if not one_number and largest < P:
+    in_rows = (one_number or roughly) and len(factor.R) < P
+    if not in_rows and largest < P:
         raise NoSolutionError(f"parameters have different λ or weight decay, and {P} are too many for a direct solve")
-    return System(factor, -problem.b, in_rows=one_number and len(factor.R) < P)
+    if in_rows:
+        factor = factor._replace(shift=mean_of(factor.shift))
+    return System(factor, -problem.b, in_rows=in_rows)
+
+
+def mean_of(value: float | Tensor) -> float:
+    """Return a number as it is, and the mean of several."""
+    return value if isinstance(value, float) else float(value.mean())
 
 
 @dataclass(frozen=True)

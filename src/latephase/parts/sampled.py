@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latephase.checks import positive, positive_integer
 from latephase.parts.anderson import anderson
-from latephase.parts.direct import MULTIPLICATIONS, OTHER, in_gradients, system_of
+from latephase.parts.direct import MULTIPLICATIONS, OTHER, in_gradients, mean_of, system_of
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System
 from latephase.parts.trials import Trial, check_trials, search
@@ -25,7 +25,8 @@ class Sampled:
     see `corrected`. With S = (RᵀR + λI)⁻¹ of a sample's rows R its iteration is p ← p + S (b − JᵀH (z(θ + p) − z(θ)) −
     λp), by `anderson`, as S goes astray where the sample has seen nothing. An iteration takes a forward and a backward
     pass over all samples, and no product; corrects for the sample and for the outputs' curve at once; and ends when the
-    loss does not get lower. λ is searched as by `Direct`. The sample is the same in every step.
+    loss does not get lower. λ is searched as by `Direct`. The sample is the same in every step. Where parameters have
+    a λ or a weight decay of their own, S has the mean of them, and the equation their own.
 
     Attributes:
         gradients: The most that the sample's matrix may cost, in gradients on all samples, above 0.
@@ -86,7 +87,7 @@ class Sampled:
             matrices = in_gradients(chosen, samples, P)
             return chosen / rows
 
-        system = system_of(problem, choose, self.largest)
+        system = system_of(problem, choose, self.largest, roughly=True)
         if not system.finite:
             return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         trials = _Trials(problem, system, self.iterations)
@@ -106,7 +107,7 @@ class _Trials:
     def __call__(self, factor: float) -> Trial:
         """The step for `factor` · λ, and the loss after it."""
         lam, b = factor * self._problem.damping, self._problem.b
-        damped = self._system.damped(lam)
+        damped = self._system.damped(mean_of(lam) if self._system.in_rows else lam)
         if damped is None:
             return Trial(factor, b, math.inf, 0.0)
 
