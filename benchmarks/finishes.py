@@ -7,8 +7,6 @@ equations it is the objective, and the error of the solution. A run that the sto
 """
 
 import argparse
-import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -17,24 +15,15 @@ import torch
 from torch import nn
 
 import latephase
+from benchmarks.runs import Runs, add_arguments, median_and_range, prepared
 from latephase.finishing.candidates import STRATEGIES
 from latephase.study.data import Data
-from latephase.study.problems import Problem, find_problem
+from latephase.study.problems import Problem
 from latephase.study.runs.evaluation import evaluate
-from latephase.study.runs.training import Checkpoint, train
+from latephase.study.runs.training import Checkpoint
 
 SHOWN = ("test_loss", "test_metric", "train_loss")
 COMPETITORS = {"finish": STRATEGIES, **{name: (name,) for name in STRATEGIES}}
-
-
-def checkpoint(problem: Problem, data: Data, epochs: int, folder: Path) -> Path:
-    """Train once, and return the file of the last checkpoint."""
-    path = folder / f"{problem.name}-{epochs}.pt"
-    if not path.exists():
-        kept: list[Checkpoint] = []
-        train(problem, data, epochs=epochs, seed=0, progress=lambda *_: None, keep=lambda _, c: kept.append(c))
-        kept[-1].save(path)
-    return path
 
 
 def first_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer:
@@ -74,15 +63,9 @@ def table(results: dict[str, dict[str, object]], problem: str, budget: str) -> s
     for competitor in COMPETITORS:
         rows = [v for k, v in results.items() if k.split("/")[:3] == [problem, budget, competitor]]
         if rows:
-            cells = [
-                _spread([float(str(row[key])) for row in rows]) for key in ("test_loss", "test_metric", "train_loss")
-            ]
+            cells = [median_and_range([float(str(row[key])) for row in rows]) for key in SHOWN]
             lines.append(f"| {competitor} | {' | '.join(cells)} | {len(rows)} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
 def main() -> None:
@@ -90,29 +73,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problem", required=True)
     parser.add_argument("--budget", required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=None, help="of the training; by default the problem's")
     parser.add_argument("--competitors", default=",".join(COMPETITORS))
-    parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser)
     options = parser.parse_args()
-    problem = find_problem(options.problem)
-    if problem.cpu_threads is not None:
-        torch.set_num_threads(problem.cpu_threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    store = options.out / "results.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
-    data = problem.load_data(options.data_dir)
-    start = checkpoint(problem, data, options.epochs or problem.epochs, options.out)
+    problem, data, start = prepared(options)
+    runs = Runs(options.out)
     for seed in range(options.seeds):
         for competitor in options.competitors.split(","):
             key = f"{problem.name}/{options.budget}/{competitor}/{seed}"
-            if key not in results:
-                results[key] = run(problem, data, start, competitor, options.budget, seed)
-                part = store.with_suffix(".part")
-                part.write_text(json.dumps(results, indent=1))
-                part.replace(store)
-    sys.stdout.write(table(results, problem.name, options.budget) + "\n")
+            runs.once(key, run, problem, data, start, competitor, options.budget, seed)
+    sys.stdout.write(table(runs.results, problem.name, options.budget) + "\n")
 
 
 if __name__ == "__main__":

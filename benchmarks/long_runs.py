@@ -7,29 +7,29 @@ rule wants to change it, and it stays. A run that the store has is not made agai
 """
 
 import argparse
-import json
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.finishes import checkpoint
+from benchmarks.runs import Runs, add_arguments, median_and_range, prepared
+from latephase.parts.damping import LevenbergMarquardt
 from latephase.records import StepRecord
 from latephase.strategies.hf import DECLARATIONS
 from latephase.study.data import Data
-from latephase.study.problems import Problem, find_problem
+from latephase.study.problems import Problem
 from latephase.study.runs.evaluation import evaluate
 from latephase.study.runs.training import Checkpoint
 
 WINDOW = 20  # steps
+RULE = LevenbergMarquardt()
 
 
 def at_a_bound(record: StepRecord) -> bool:
     """Whether λ stays where it is though the reduction ratio asks for another."""
     ratio = record.reduction_ratio
-    return record.next_damping == record.damping and (ratio is None or not 0.25 <= ratio <= 0.75)
+    return record.next_damping == record.damping and (ratio is None or not RULE.lower <= ratio <= RULE.upper)
 
 
 def run(problem: Problem, data: Data, start: Path, size: int, steps: int, seed: int) -> dict[str, object]:
@@ -64,7 +64,7 @@ def table(results: dict[str, dict], problem: str, steps: int, sizes: list[int]) 
         rows = [value for key, value in results.items() if key.startswith(f"{problem}/{steps}/{size}/")]
         if rows:
             after, metric, damping = (
-                _spread([row[key][-1] for row in rows]) for key in ("losses", "metrics", "dampings")
+                median_and_range([row[key][-1] for row in rows]) for key in ("losses", "metrics", "dampings")
             )
             still = sum(row["still"] for row in rows)
             windows = sum(len(row["metrics"]) for row in rows)
@@ -73,38 +73,21 @@ def table(results: dict[str, dict], problem: str, steps: int, sizes: list[int]) 
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
-
-
 def main() -> None:
     """Read the arguments, make the runs that are missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", default="fmnist_allcnn")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="of the model batch")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=None, help="of the training; by default the problem's")
-    parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser)
     options = parser.parse_args()
-    problem = find_problem(options.problem)
-    if problem.cpu_threads is not None:
-        torch.set_num_threads(problem.cpu_threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    store = options.out / "results.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
-    data = problem.load_data(options.data_dir)
-    start = checkpoint(problem, data, options.epochs or problem.epochs, options.out)
+    problem, data, start = prepared(options)
+    runs = Runs(options.out)
     for seed in range(options.seeds):
         for size in options.sizes:
             key = f"{problem.name}/{options.steps}/{size}/{seed}"
-            if key not in results:
-                results[key] = run(problem, data, start, size, options.steps, seed)
-                part = store.with_suffix(".part")
-                part.write_text(json.dumps(results, indent=1))
-                part.replace(store)
-    sys.stdout.write(table(results, problem.name, options.steps, options.sizes) + "\n")
+            runs.once(key, run, problem, data, start, size, options.steps, seed)
+    sys.stdout.write(table(runs.results, problem.name, options.steps, options.sizes) + "\n")
 
 
 if __name__ == "__main__":
