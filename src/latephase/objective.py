@@ -82,6 +82,9 @@ class ClosureObjective:
         given: What need not be computed.
         in_memory: How many micro-batches' graphs may be in memory at once.
         ranks: The processes over which all sums are taken; weights are those in the sum over all of them.
+
+    Attributes:
+        shift: Weight decay, what it adds to the curvature's diagonal: a number, or a vector of shape (P,).
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class ClosureObjective:
         self._ranks = ranks
         self._parameters, self._transaction = parameters, transaction
         self._theta = transaction.theta
-        self._weight_decay = parameters.spread("weight_decay")
+        self.shift = parameters.spread("weight_decay")
         self._batches = batches
         self._grad = None if given.grad is None else real_vector("grad", given.grad, like=self._theta)
         self._mvp = None if given.mvp is None else vector_map("mvp", given.mvp)
@@ -138,12 +141,12 @@ class ClosureObjective:
             return None
         gradient = self._ranks.sum("the gradient at a trial point", lambda: self._gradient_at(theta))
         loss = self._ranks.number("its loss", lambda: self._loss_model)
-        return loss + self._penalty(theta), gradient.add_(self._weight_decay * theta)
+        return loss + self._penalty(theta), gradient.add_(self.shift * theta)
 
     def _loss_and_gradient(self) -> tuple[float | None, Tensor]:
         """The loss on B and its gradient."""
         gradient = self._ranks.sum("the gradient", self._gradient_here)
-        gradient += self._weight_decay * self._theta
+        gradient += self.shift * self._theta
         if self._grad is not None:
             return None, gradient
         return self._ranks.number("the loss on the model batch", lambda: self._loss_model) + self._penalty(
@@ -153,7 +156,7 @@ class ClosureObjective:
     def product(self, v: Tensor) -> Tensor:
         """Return Cv on B, weight decay included."""
         self._products += 1
-        return plus_scaled(self._ranks.sum("a product", lambda: self._product(v)), self._weight_decay, v)
+        return plus_scaled(self._ranks.sum("a product", lambda: self._product(v)), self.shift, v)
 
     def factor(self, choose: Callable[[int, int], float]) -> Factor | str:
         """Return C on B as a product of matrices, or say why there is none; see `Curvature.factor`."""
@@ -165,15 +168,13 @@ class ClosureObjective:
             return next(reason for reason in sizes if isinstance(reason, str))
         rows, samples = map(sum, zip(*known, strict=True))
         share = float(choose(rows, samples))
-        if not share:
-            return f"{rows} rows of {samples} samples are more than the solver takes"
         made = self._ranks.each("the rows", partial(self._curvature.factor, share))
         reasons = self._ranks.gather("why there are none", lambda: made if isinstance(made, str) else "")
         if isinstance(made, str) or any(reasons):
             return next(filter(None, reasons))
         R, rho, passes = made
         self._products += passes
-        return Factor(self._ranks.rows("R", lambda: R), self._ranks.rows("ρ", lambda: rho), self._weight_decay)
+        return Factor(self._ranks.rows("R", lambda: R), self._ranks.rows("ρ", lambda: rho), self.shift)
 
     def change(self, p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) on B; see `Curvature.change`."""
@@ -190,7 +191,7 @@ class ClosureObjective:
         missing = self._ranks.number("whether it is there", lambda: float(pulled is None))
         if pulled is None or missing > 0.0:
             return None
-        return plus_scaled(self._ranks.sum("its pull-back", lambda: pulled), self._weight_decay, p)
+        return plus_scaled(self._ranks.sum("its pull-back", lambda: pulled), self.shift, p)
 
     # ------------------------------------------------------------------ this rank's part, without weight decay
 
@@ -250,9 +251,9 @@ class ClosureObjective:
         return loss
 
     def _penalty(self, theta: Tensor) -> float:
-        if isinstance(self._weight_decay, float) and self._weight_decay == 0.0:
+        if isinstance(self.shift, float) and self.shift == 0.0:
             return 0.0
-        return 0.5 * float((self._weight_decay * theta).dot(theta))
+        return 0.5 * float((self.shift * theta).dot(theta))
 
 
 class _ModelCurvature:
@@ -260,7 +261,7 @@ class _ModelCurvature:
 
     def __init__(self, objective: ClosureObjective) -> None:
         self.factor, self.change, self.pulled_change = objective.factor, objective.change, objective.pulled_change
-        self._product = objective.product
+        self.shift, self._product = objective.shift, objective.product
 
     def __call__(self, v: Tensor) -> Tensor:
         return self._product(v)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tests.finishing.tasks import assert_same, examples, network, state
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from latephase import HessianFree
 from latephase.finishing.candidates import STRATEGIES, candidates, usable
-from latephase.finishing.prices import Means, Size, TooDearError, flops, gradients
+from latephase.finishing.prices import Means, Size, TooDearError, flops, gradients, size_of
 from latephase.finishing.task import task_of
 from latephase.strategies.continued import Continued
 from latephase.strategies.first_order import FirstOrder
@@ -118,3 +118,16 @@ def test_counting_gradients_changes_nothing():
     assert torch.equal(torch.get_rng_state(), random)
     assert [layer.training for layer in model] == [True, False, True, True, True]
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_row_space_is_reckoned_with_where_weight_decay_is_the_same_for_all():
+    assert Size(1000, 1, 20_000).direct
+    assert not Size(1000, 1, 20_000, alike=False).direct
+
+
+@pytest.mark.parametrize(("weight_decay", "alike"), [(0.0, True), (0.1, False)])
+def test_weight_decay_of_weights_alone_is_not_the_same_for_all(weight_decay, alike):
+    layer, points = nn.Linear(3, 2), Split(torch.ones(5, 3), torch.ones(5, 2))
+    groups = [{"params": [layer.weight], "weight_decay": weight_decay}, {"params": [layer.bias]}]
+    task = task_of(mse_loss, torch.optim.SGD(groups, lr=0.1), 5, closure=False)
+    assert size_of(task, layer, points) == Size(5, 2, 8, alike=alike)

@@ -39,8 +39,6 @@ class Residuals:
 
     def factor(self, choose: Callable[[int, int], float]) -> Factor | str:
         share = float(choose(self.M, self.M // self.each))
-        if not share:
-            return "too many rows"
         count = self.each * math.ceil(share * (self.M // self.each))
         scale = math.sqrt(self.M / count)
         return Factor(scale * self.R[:count], self.rho[:count] / scale, self.shift)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 from latephase.curvature import CurvatureError, ggn
 from latephase.finishing.judge import training_undisturbed, undisturbed
 from latephase.parts.auto import Auto
-from latephase.parts.direct import in_gradients
+from latephase.parts.direct import in_gradients, matrix_size
 from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.split import Split
 from latephase.tasks.task import Task
@@ -73,6 +74,7 @@ class Size:
         examples: How many there are.
         outputs: How many each has.
         parameters: P.
+        alike: Whether weight decay is the same for all parameters.
         flops: Of matrix products in float64, that can be had for all of the budget; infinite where work is counted.
 
     >>> small, large = Size(2000, 1, 1185, flops=1e12), Size(2000, 1, 5000, flops=1e12)
@@ -83,18 +85,19 @@ class Size:
     examples: int
     outputs: int
     parameters: int
+    alike: bool = True
     flops: float = math.inf
 
     @property
     def direct(self) -> bool:
         """Whether a step of `solver="auto"` is a direct solve."""
-        return Auto().direct.accepts(self._rows, self.examples, self.parameters)
+        return Auto().direct.accepts(self._rows, self.examples, self._matrix)
 
     @property
     def auto_work(self) -> float:
         """About how many gradients on all data a step of `solver="auto"` costs, matrices aside that take seconds."""
         if self.direct:
-            counted = in_gradients(self._rows, self.examples, self.parameters) if math.isinf(self.flops) else 0.0
+            counted = in_gradients(self._rows, self.examples, self._matrix) if math.isinf(self.flops) else 0.0
             return 20.0 + counted  # rows of the Jacobian, trial losses, and corrections
         auto = Auto()
         if self.outputs == 1:
@@ -104,27 +107,33 @@ class Size:
     @property
     def matrix_share(self) -> float:
         """The share of the budget that the matrix of a direct solve costs, and three factorisations of it."""
-        smaller = min(self._rows, self.parameters)
-        return (self._rows * self.parameters * smaller + smaller**3) / self.flops if self.direct else 0.0
+        size = self._matrix
+        return (self._rows * self.parameters * size + size**3) / self.flops if self.direct else 0.0
 
     @property
     def _rows(self) -> int:
         return self.examples * self.outputs
 
+    @property
+    def _matrix(self) -> int:
+        return matrix_size(self._rows, self.parameters, alike=self.alike)
+
 
 def size_of(task: Task, model: nn.Module, train: Split) -> Size:
     """Return how large a task is, by the outputs of an example, or by all of a closure's, each as an example's one."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    decays = {group["weight_decay"] for group in task.parameter_groups(model) if group["params"]}
+    sized = partial(Size, parameters=_numel(trained), alike=len(decays) <= 1)
     few = train.take(slice(0, min(2, len(train))))
     with undisturbed(model, next(model.parameters()).device):
         outputs = task.forward(model, few)[1]
         if outputs is None:  # of a closure that returns the loss alone
             with suppress(CurvatureError, ValueError):  # then the trial says so
-                return Size(ggn(lambda: task.forward(model, few)[0], trained).outputs, 1, _numel(trained))
+                return sized(ggn(lambda: task.forward(model, few)[0], trained).outputs, 1)
     numbers = max(_numel(pytree.tree_leaves(outputs)), 1)
     if isinstance(task, ClosureTask):
-        return Size(numbers, 1, _numel(trained))
-    return Size(len(train), max(1, numbers // len(few)), _numel(trained))
+        return sized(numbers, 1)
+    return sized(len(train), max(1, numbers // len(few)))
 
 
 def _numel(leaves: Iterable[object]) -> int:

@@ -20,41 +20,50 @@ OTHER = 10.0  # gradients that a step costs besides its matrix: rows of the Jaco
 MULTIPLICATIONS = 80.0  # of a matrix product, per parameter and sample, that take as long as a gradient
 
 
-def in_gradients(rows: int, samples: int, parameters: int) -> float:
-    """Return about how many gradients the matrix of a direct solve takes as long as.
+def in_gradients(rows: int, samples: int, size: int) -> float:
+    """Return about how many gradients the matrix of a direct solve takes as long as, given its size.
 
-    It takes rows · P · min(rows, P) multiplications, of which 80 · P · samples take as long as a gradient.
+    It takes rows · P · size multiplications, of which 80 · P · samples take as long as a gradient.
 
-    >>> in_gradients(rows=2000, samples=2000, parameters=1200)
+    >>> in_gradients(rows=2000, samples=2000, size=1200)
     15.0
     """
-    return rows * min(rows, parameters) / (MULTIPLICATIONS * samples)
+    return rows * size / (MULTIPLICATIONS * samples)
 
 
-def system_of(
-    problem: DampedProblem, choose: Callable[[int, int], float], largest: int, *, roughly: bool = False
-) -> System:
+def matrix_size(rows: int, parameters: int, *, alike: bool) -> int:
+    """Return the size of the matrix: that of the smaller space, if it may be row space.
+
+    Args:
+        rows: Of the Jacobian.
+        parameters: P.
+        alike: Whether λ and weight decay are the same for all parameters: row space needs one number.
+    """
+    return min(rows, parameters) if alike else parameters
+
+
+def all_alike(problem: DampedProblem) -> bool:
+    """Return whether λ and weight decay are the same for all parameters."""
+    return isinstance(problem.curvature.shift, float) and isinstance(problem.damping, float)
+
+
+def system_of(problem: DampedProblem, choose: Callable[[int, int], float], *, alike: bool) -> System:
     """Return the equations of a step, in the smaller of the two spaces where there is a choice.
 
     Args:
         problem: The problem.
         choose: See `Curvature.factor`.
-        largest: The largest matrix to factorise, in rows.
-        roughly: Whether the mean may stand in for λ and weight decay that are not the same for all parameters, where
-            row space, which needs one number, is smaller.
+        alike: As for `matrix_size`. Where λ and weight decay are in truth not the same, their mean stands for them.
 
     Raises:
-        NoSolutionError: If there are none, or they would be too large.
+        NoSolutionError: If there are none.
     """
     if problem.preconditioner is not None:
         raise NoSolutionError("a direct solve takes no preconditioner; use solver='cg'")
     factor = problem.curvature.factor(choose)
     if isinstance(factor, str):
         raise NoSolutionError(f"a direct solve is not possible ({factor})")
-    P, one_number = problem.b.numel(), isinstance(factor.shift, float) and isinstance(problem.damping, float)
-    in_rows = (one_number or roughly) and len(factor.R) < P
-    if not in_rows and largest < P:
-        raise NoSolutionError(f"parameters have different λ or weight decay, and {P} are too many for a direct solve")
+    in_rows = matrix_size(len(factor.R), problem.b.numel(), alike=alike) < problem.b.numel()
     if in_rows:
         factor = factor._replace(shift=mean_of(factor.shift))
     return System(factor, -problem.b, in_rows=in_rows)
@@ -107,10 +116,9 @@ class Direct:
         non_negative_integer("corrections", self.corrections)
         check_trials(self.spacing, self.trials)
 
-    def accepts(self, rows: int, samples: int, parameters: int) -> bool:
-        """Whether a problem of this size is not too large."""
-        smaller = min(rows, parameters)
-        return smaller <= self.largest and in_gradients(rows, samples, parameters) <= self.gradients
+    def accepts(self, rows: int, samples: int, size: int) -> bool:
+        """Whether a matrix of this size, of so many rows of so many samples, is not too large."""
+        return size <= self.largest and in_gradients(rows, samples, size) <= self.gradients
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
@@ -118,21 +126,20 @@ class Direct:
 
     def explore(self, problem: DampedProblem) -> tuple[Path, float]:
         """The same, and what it cost, about, in gradients; infinite where a number is not finite."""
-        P = problem.b.numel()
-        one_each, matrices = False, 0.0
+        P, alike, matrices = problem.b.numel(), all_alike(problem), 0.0
 
         def accept(rows: int, samples: int) -> float:
-            nonlocal one_each, matrices
-            accepted = self.accepts(rows, samples, P)
-            matrices = in_gradients(rows, samples, P)
-            one_each = rows == samples and not accepted
-            return accepted
+            nonlocal matrices
+            size = matrix_size(rows, P, alike=alike)
+            matrices = in_gradients(rows, samples, size)
+            if not self.accepts(rows, samples, size):
+                many = f"{rows} rows of {samples} samples are more than the solver takes"
+                if rows < size:
+                    many = f"parameters have different λ or weight decay, and {P} are more than the solver takes"
+                raise NoSolutionError(f"a direct solve is not possible ({many})", one_each=rows == samples)
+            return 1.0
 
-        try:
-            system = system_of(problem, accept, self.largest)
-        except NoSolutionError as error:
-            error.one_each = one_each
-            raise
+        system = system_of(problem, accept, alike=alike)
         if not system.finite:
             return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         best = search(

@@ -66,9 +66,9 @@ class Hybrid:
         positive_integer("largest", self.largest)
         positive("burst", self.burst)
 
-    def accepts(self, rows: int, samples: int, parameters: int) -> bool:
-        """Whether a problem of this size is not too large."""
-        return self.direct.accepts(rows, samples, parameters)
+    def accepts(self, rows: int, samples: int, size: int) -> bool:
+        """Whether a matrix of this size, of so many rows of so many samples, is not too large."""
+        return self.direct.accepts(rows, samples, size)
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""

@@ -68,8 +68,8 @@ class Sampled:
         in_rows = min(math.isqrt(int(most)), self.largest)
         return in_rows if in_rows <= parameters else int(most / parameters)
 
-    def accepts(self, rows: int, samples: int, parameters: int) -> bool:
-        """Whether a problem of this size is not too large: none is."""
+    def accepts(self, rows: int, samples: int, size: int) -> bool:
+        """Whether a matrix of this size is not too large: none is, as fewer rows will do."""
         return True
 
     def __call__(self, problem: DampedProblem) -> Path:
@@ -84,10 +84,10 @@ class Sampled:
         def choose(rows: int, samples: int) -> float:
             nonlocal found, matrices
             found, chosen = rows, max(1, min(rows, self.rows(samples, P)))
-            matrices = in_gradients(chosen, samples, P)
+            matrices = in_gradients(chosen, samples, min(chosen, P))
             return chosen / rows
 
-        system = system_of(problem, choose, self.largest, roughly=True)
+        system = system_of(problem, choose, alike=True)
         if not system.finite:
             return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         trials = _Trials(problem, system, self.iterations)

@@ -43,7 +43,15 @@ class Factor(NamedTuple):
 
 
 class Curvature(Protocol):
-    """The curvature of the model, G."""
+    """The curvature of the model, G.
+
+    Attributes:
+        shift: What is added to its diagonal, a number or a vector of shape (P,): weight decay.
+    """
+
+    @property
+    def shift(self) -> float | Tensor:
+        """See above."""
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return Gv, for v of shape (P,)."""
@@ -52,8 +60,9 @@ class Curvature(Protocol):
         """Return G as a product of matrices, or say why there is none.
 
         Args:
-            choose: Says, before any row is computed, which share of M rows, of so many samples, is wanted: 1 for all, 0
-                for none, else the product is G in the mean of a random sample. It is the same sample in every step.
+            choose: Says, before any row is computed, which share of M rows, of so many samples, is wanted: 1 for all,
+                less for a random sample, the same in every step, of which the product is G in the mean. It raises
+                `NoSolutionError` where it wants none.
         """
 
     def change(self, p: Tensor) -> Tensor:
