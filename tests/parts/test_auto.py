@@ -85,4 +85,4 @@ def test_a_number_for_each_parameter_is_seen_before_any_row_is_computed(
     path = Auto(direct=Direct(largest=12), sampled=Sampled(gradients=0.001))(residuals.problem)
     assert path.method.startswith("direct on 1 of 9 rows")
     assert "parameters have different λ or weight decay, and 17 are more than the solver takes" in path.method
-    assert made == [1]
+    assert set(made) == {1}

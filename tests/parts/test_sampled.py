@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from tests.comparison import property_test, seeds
 from tests.parts.residuals import Residuals
 
@@ -18,7 +19,8 @@ from latephase import CGStop
 from latephase.parts import Direct, Sampled
 from latephase.parts.anderson import anderson
 from latephase.parts.direct import in_gradients
-from latephase.parts.solver import NoSolutionError
+from latephase.parts.solver import Factor, NoSolutionError
+from latephase.parts.system import System
 
 sampled_module = sys.modules["latephase.parts.sampled"]
 
@@ -76,6 +78,48 @@ def test_its_matrix_is_counted_and_its_rows_are_told() -> None:
     rows = int(path.method.split()[2])
     assert path.method.startswith(f"direct on {rows} of 40 rows, ")
     assert path.matrices == pytest.approx(in_gradients(rows, 40, min(rows, 8)), rel=0.1)
+
+
+@property_test
+@given(seeds, st.integers(1, 6), st.booleans())
+def test_the_spectrum_is_that_of_the_curvature(seed: int, M: int, in_rows: bool) -> None:
+    residuals = Residuals(seed=seed, M=M, P=4)
+    system = System(Factor(residuals.R, residuals.rho, 0.3), residuals.problem.b, in_rows=in_rows)
+    expected = torch.linalg.svdvals(residuals.R).square()
+    torch.testing.assert_close(system.spectrum().flip(0)[: len(expected)], expected)
+    assert float(system.spectrum().sum()) == pytest.approx(float(expected.sum()))
+
+
+def test_the_more_lambda_damps_the_fewer_rows_are_taken() -> None:
+    """A pilot of an eighth, and what its dimension asks for, up to all that the price allows."""
+
+    def rows(damping: float, **settings: float) -> int:
+        residuals = Residuals(M=80, P=8, damping=damping)
+        return int(some(40, residuals, trials=1, **settings)(residuals.problem).method.split()[2])
+
+    assert rows(1e3) == 5
+    assert 5 < rows(300.0) < rows(100.0) < rows(1.0) == 40
+    assert rows(30.0, redundancy=4.0) < rows(30.0, redundancy=16.0)
+    assert rows(1e5, redundancy=math.inf) == 40
+
+
+def test_the_sample_grows_as_lambda_is_searched() -> None:
+    residuals = Residuals(M=80, P=8, damping=1e3)
+    searched = some(40, residuals, trials=8)(residuals.problem)
+    assert searched.damping_factor is not None
+    assert searched.damping_factor < 0.1
+    assert searched.method.startswith("direct on 40 of 80 rows")
+
+
+def test_both_samples_matrices_are_counted() -> None:
+    residuals = Residuals(M=80, P=8, damping=1.0)
+    path = some(40, residuals)(residuals.problem)
+    assert path.matrices == pytest.approx(in_gradients(40, 80, 8) + in_gradients(5, 80, 5))
+
+
+def test_bad_redundancy() -> None:
+    with pytest.raises(ValueError, match=r"redundancy must be ≥ 1, not 0\.5"):
+        Sampled(redundancy=0.5)
 
 
 def test_lambda_is_searched_as_the_direct_solver_does() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from latephase.checks import non_negative_integer, positive_integer
 from latephase.parts.corrections import Deviation, corrected
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
-from latephase.parts.system import System
+from latephase.parts.system import System, mean_of
 from latephase.parts.trials import Trial, check_trials, search
 from latephase.records import CGStop
 
@@ -67,11 +67,6 @@ def system_of(problem: DampedProblem, choose: Callable[[int, int], float], *, al
     if in_rows:
         factor = factor._replace(shift=mean_of(factor.shift))
     return System(factor, -problem.b, in_rows=in_rows)
-
-
-def mean_of(value: float | Tensor) -> float:
-    """Return a number as it is, and the mean of several."""
-    return value if isinstance(value, float) else float(value.mean())
 
 
 @dataclass(frozen=True)

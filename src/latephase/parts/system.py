@@ -41,6 +41,10 @@ class System:
         L, failed = torch.linalg.cholesky_ex(A)
         return None if bool(failed) else Damped(self, L, mu)
 
+    def spectrum(self) -> Tensor:
+        """The eigenvalues of G without its shift, but for zeros: shape (M,) or (P,)."""
+        return torch.linalg.eigvalsh(self.K)  # by its lower triangle, which is all that is right
+
     def gradient(self) -> Tensor:
         """The gradient in float64."""
         return self._g.double()
@@ -48,6 +52,11 @@ class System:
     def like_gradient(self, x: Tensor) -> Tensor:
         """A vector in the gradient's type."""
         return x.type_as(self._g)
+
+
+def mean_of(value: float | Tensor) -> float:
+    """Return a number as it is, and the mean of several."""
+    return value if isinstance(value, float) else float(value.mean())
 
 
 def lower_gram(A: Tensor, blocks: int = 8) -> Tensor:
