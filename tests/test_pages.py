@@ -13,9 +13,11 @@ import typer
 from tests.pages import DOCS, PAGES, ROOT, python
 from tests.study.toy import REFERENCE
 from torch import nn
+from torch.nn.functional import mse_loss
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+import latephase
 from latephase import HessianFree
 from latephase.cli import app
 from latephase.parts import LevenbergMarquardt
@@ -27,7 +29,7 @@ from latephase.study.strategies.catalogue import parse_strategies
 # How many blocks of Python a page has, and which test runs them. A new block wants a test, and its number here.
 BLOCKS = {
     "README.md": (3, "test_readme.py"),
-    "docs/algorithm.md": (1, "test_pages.py"),
+    "docs/algorithm.md": (2, "test_pages.py"),
     "docs/curvature.md": (1, "test_pages.py"),
     "docs/finish.md": (2, "test_readme.py"),
     "docs/frameworks.md": (4, "integrations/test_docs.py"),
@@ -50,7 +52,7 @@ def test_a_block_of_python_is_one_that_a_test_runs(page: Path) -> None:
 
 
 def test_the_parts_of_a_step_are_as_the_page_gives_them() -> None:
-    (code,) = python(DOCS / "algorithm.md")
+    code, _ = python(DOCS / "algorithm.md")
     kept: list[HessianFree] = []
 
     def made(*args: object, **options: object) -> HessianFree:
@@ -63,6 +65,17 @@ def test_the_parts_of_a_step_are_as_the_page_gives_them() -> None:
     before = float(theta.detach().square())
     assert opt.step(lambda: (theta.square().sum(), theta)) < before
     assert opt.damping_rule == LevenbergMarquardt(decrease=0.5)
+
+
+def test_kfac_lowers_the_loss_as_the_page_uses_it() -> None:
+    _, code = python(DOCS / "algorithm.md")
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(40, 3)
+    targets = inputs.sum(dim=1, keepdim=True).sin()
+    before = float(mse_loss(model(inputs), targets).detach())
+    names = {"torch": torch, "latephase": latephase, "mse_loss": mse_loss}
+    exec(compile(code, "algorithm.md", "exec"), {**names, "model": model, "inputs": inputs, "targets": targets})
+    assert float(mse_loss(model(inputs), targets).detach()) < 0.9 * before
 
 
 def test_curvature_products_are_as_the_page_gives_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,14 @@ from latephase.drawing import batches
 from latephase.finishing.amenability import Amenability, amenability
 from latephase.finishing.call import finish
 from latephase.finishing.report import FinishReport
+from latephase.kfac import KFAC
 from latephase.optimizer import HessianFree
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
 from latephase.stalling.detector import StallDetector
 from latephase.switching.switch import PhaseSwitch
 
 __all__ = [
+    "KFAC",
     "Amenability",
     "CGStop",
     "Counts",

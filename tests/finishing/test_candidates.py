@@ -38,6 +38,18 @@ def test_with_noise_what_averages_it_comes_first():
 
 
 @pytest.mark.parametrize("found", [field(batch_size=120), closures()])
+def test_kfac_has_twice_the_rate_of_an_adam_that_has_trained():
+    layer = nn.Linear(2, 2)
+    rates = []
+    for optimizer in (
+        None,
+        torch.optim.Adam(layer.parameters(), lr=0.03),
+        torch.optim.SGD(layer.parameters(), lr=0.03),
+    ):
+        rates.append(field(optimizer=optimizer)["kfac"].build(PLENTY).settings()["lr"])
+    assert rates == [0.002, 0.06, 0.002]
+
+
 def test_without_noise_curvature_comes_first_and_may_be_dear(found):
     assert tuple(found) == ("l-bfgs", "hessian-free", "decay")
     assert found["hessian-free"].dearest > field()["hessian-free"].dearest

@@ -25,6 +25,7 @@ OPTIONS = {
     "sgd_plateau": "momentum=0.5, nesterov=True",
     "adam_cosine": "lr=0.01, betas=(0.8, 0.9)",
     "muon_cosine": "momentum=0.5",
+    "kfac_cosine": "damping=0.5",
     "swa": "every=2",
     "lbfgs": "batch=20, max_iter=2",
     "scipy_lbfgs": "batch=20, max_iter=2",

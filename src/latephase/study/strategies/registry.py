@@ -9,6 +9,7 @@ FILES = (
     "latephase.strategies.first_order",
     "latephase.strategies.adam_cosine",
     "latephase.strategies.muon",
+    "latephase.strategies.kfac",
     "latephase.strategies.swa",
     "latephase.strategies.lbfgs",
     "latephase.study.strategies.scipy_lbfgs",
