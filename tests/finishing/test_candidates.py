@@ -40,13 +40,8 @@ def test_with_noise_what_averages_it_comes_first():
 @pytest.mark.parametrize("found", [field(batch_size=120), closures()])
 def test_kfac_has_twice_the_rate_of_an_adam_that_has_trained():
     layer = nn.Linear(2, 2)
-    rates = []
-    for optimizer in (
-        None,
-        torch.optim.Adam(layer.parameters(), lr=0.03),
-        torch.optim.SGD(layer.parameters(), lr=0.03),
-    ):
-        rates.append(field(optimizer=optimizer)["kfac"].build(PLENTY).settings()["lr"])
+    adam, sgd = (kind(layer.parameters(), lr=0.03) for kind in (torch.optim.Adam, torch.optim.SGD))
+    rates = [field(optimizer=opt)["kfac"].build(PLENTY).settings()["lr"] for opt in (None, adam, sgd)]
     assert rates == [0.002, 0.06, 0.002]
 
 
