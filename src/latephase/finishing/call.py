@@ -256,7 +256,7 @@ def _setting(
     _check_optimizer(optimizer, model)
     held_out = valid_data is not None and judge != "objective"
     remarks = [] if optimizer is None or usable(optimizer) else [
-        f"{type(optimizer).__name__} cannot be continued on mini-batches; the decay is one of Adam"
+        f"{type(optimizer).__name__} steps on closures and cannot be continued; the decay is one of Adam"
     ]  # fmt: skip
     if train_data is None:
         task = task_of(loss_func, optimizer, 1, closure=True)

@@ -14,7 +14,6 @@ from latephase.optimizer import HessianFree
 from latephase.strategies.continued import Continued
 from latephase.strategies.first_order import FirstOrder
 from latephase.strategies.hf import HF
-from latephase.strategies.kfac import Kronecker
 from latephase.strategies.lbfgs import LBFGS
 from latephase.strategies.schedules import constant, cosine
 from latephase.strategies.strategy import Strategy
@@ -22,7 +21,7 @@ from latephase.strategies.swa import SWA
 from latephase.tasks.closure_task import ClosureTask
 from latephase.tasks.task import Task
 
-STRATEGIES = ("decay", "averaging", "kfac", "l-bfgs", "hessian-free")
+STRATEGIES = ("decay", "averaging", "l-bfgs", "hessian-free")
 
 ADAM_LR = 1e-3  # PyTorch's, where nobody says what has trained the network
 STATISTICS = 50  # batches with which batch normalisation's statistics are renewed
@@ -73,11 +72,9 @@ def candidates(task: Task, size: Size, optimizer: torch.optim.Optimizer | None) 
     hf = Candidate("hessian-free", Growth.POWER, (0.03,), lambda means: _hf(task, size, full, means), from_best=True)
     if full <= 1.0:  # no noise, which would have to be averaged: what uses curvature comes first, were it dear
         return [lbfgs, replace(hf, dearest=DEAR), replace(decay, longer=None)]
-    kfac = replace(decay, name="kfac", build=lambda means: _kfac(optimizer))
     every = max(1, min(10, round(full / 10)))
     swa = SWA("averaging", every=every, steps=_constant(optimizer), most_batches=STATISTICS)
-    averaging = Candidate("averaging", Growth.AVERAGE, (0.01,), lambda means: swa)
-    return [decay, averaging, kfac, replace(lbfgs, trials=()), hf]  # gradients on all data are too few for L-BFGS
+    return [decay, Candidate("averaging", Growth.AVERAGE, (0.01,), lambda means: swa), lbfgs, hf]
 
 
 def usable(optimizer: torch.optim.Optimizer | None) -> bool:
@@ -89,13 +86,6 @@ def _decay(optimizer: torch.optim.Optimizer | None) -> Strategy:
     if optimizer is None or not usable(optimizer):
         return FirstOrder("decay", torch.optim.Adam, ADAM_LR, cosine)
     return Continued("decay", optimizer, cosine)
-
-
-def _kfac(optimizer: torch.optim.Optimizer | None) -> Strategy:
-    """At twice the rate of Adam, if that has trained the network: the lengths of their steps compare."""
-    adams = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam))
-    lr = max(group["lr"] for group in optimizer.param_groups) if optimizer is not None and adams else ADAM_LR
-    return Kronecker("kfac", options={"lr": 2.0 * float(lr)})
 
 
 def _constant(optimizer: torch.optim.Optimizer | None) -> Strategy:

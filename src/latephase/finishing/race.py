@@ -213,7 +213,7 @@ class Race:
         phase.outcome += ", and no progress any more"
         others = [e for e in self._entries.values() if e is not entry and e.candidate.from_best and not e.out]
         # From the same state as before they would come to the same.
-        self._trials = [(e.candidate.name, (LATE, *e.candidate.trials)[-1]) for e in others if e.rises(self.best_score)]
+        self._trials = [(e.candidate.name, e.candidate.trials[-1]) for e in others if e.rises(self.best_score)]
 
     def _see_who_can_be_tried(self, leader: Entry) -> None:
         """Where second-order steps lead, others that had no trial or only one step in it are worth a longer one."""
