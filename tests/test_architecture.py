@@ -23,7 +23,7 @@ LAYERS = [
     ["finishing"],
     ["strategies"],
     ["tasks"],
-    ["optimizer", "drawing"],
+    ["optimizer", "drawing", "kfac"],
     ["published", "damped_optimizer"],
     ["checkups"],
     ["objective"],
@@ -36,7 +36,7 @@ LAYERS = [
     ["parameters"],
     ["watching"],
     ["random_state"],
-    ["failures", "kfac", "stalling", "switching"],
+    ["failures", "stalling", "switching"],
     ["checks", "vectors"],
     ["records"],
 ]

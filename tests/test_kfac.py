@@ -180,6 +180,24 @@ def test_it_is_the_second_phase_of_a_switch() -> None:
     assert switch.second.param_groups[0]["steps"] == 2
 
 
+def test_under_autocast_factors_have_the_type_of_the_weights() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(20, 3)
+    opt = KFAC(model, lr=0.01)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(x)
+        loss = (outputs.float() - x).square().mean()
+        loss.backward()
+        return loss
+
+    losses = [float(opt.step(closure)) for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert opt.state[model[0].weight]["slopes"].dtype is torch.float32
+
+
 def test_nothing_stays_on_the_network() -> None:
     model = network()
     opt = KFAC(model)
@@ -288,3 +306,12 @@ def test_bad_networks() -> None:
         KFAC(nn.Linear(1, 1).bfloat16())
     with pytest.raises(TypeError, match="closure"):
         KFAC(network()).step(None)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would have factors of its own rows, and the networks would part without a word."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    model = network()
+    with pytest.raises(RuntimeError, match="2 processes, and each would have factors of its own"):
+        step(model, KFAC(model), data())

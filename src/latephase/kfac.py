@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 from torch.utils.hooks import RemovableHandle
 
 from latephase.checks import fraction, function, non_negative, positive, positive_integer
+from latephase.parameters import refuse_sharded
 from latephase.records import StepUndoneWarning
 
 LIKE_ADAM = 0.2  # root mean square of an update over the learning rate, as that of Adam's (Liu et al. 2025)
@@ -48,7 +50,7 @@ class KFAC(torch.optim.Optimizer):
         betas: Adam's.
 
     Raises:
-        TypeError: For an argument of another type, or parameters that are neither float32 nor float64.
+        TypeError: For an argument of another type, or parameters that are neither float32 nor float64, or sharded.
         ValueError: For one that is out of range, or a network without parameters to train.
 
     >>> torch.manual_seed(0)
@@ -82,6 +84,7 @@ class KFAC(torch.optim.Optimizer):
             raise ValueError(f"momentum must be in [0, 1), not {momentum!r}")
         self._every, self._rows = positive_integer("every", every), positive_integer("rows", rows)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        refuse_sharded(parameters)
         if not parameters:
             raise ValueError("the network has no parameters to train")
         for p in parameters:
@@ -115,9 +118,18 @@ class KFAC(torch.optim.Optimizer):
         Returns:
             The loss before the step, without its graph.
 
+        Raises:
+            RuntimeError: Where several processes train together.
+            TypeError: If the closure is none.
+
         Warns:
             StepUndoneWarning: If a gradient is not finite. Parameters and state are as before then.
         """
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise RuntimeError(
+                f"torch.distributed runs {dist.get_world_size()} processes, and each would have factors of its own, so "
+                "that their networks would part; KFAC is for one process"
+            )
         own, rest = self.param_groups
         with torch.enable_grad(), self._watched(own["steps"] % self._every == 0) as seen:
             loss = function("closure", closure)().detach()
@@ -158,7 +170,7 @@ class KFAC(torch.optim.Optimizer):
         every = max(1, math.ceil(len(a) / self._rows)) if a.dim() > 1 else 1
         a, g = _as_rows(layer, a[::every], g[::every]) if a.dim() > 1 else (a.unsqueeze(0), g.unsqueeze(0))
         every = math.ceil(len(a) / self._rows)
-        return a[::every], g[::every]
+        return a[::every].to(layer.weight.dtype), g[::every].to(layer.weight.dtype)  # which autocast may have changed
 
     def _learn(self, weight: Tensor, seen: Rows, damping: float) -> None:
         """Let the factors take a record in, and invert them."""
