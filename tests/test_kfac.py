@@ -230,6 +230,41 @@ def test_what_has_no_gradient_stays_and_a_closure_may_go_through_the_network_sev
     torch.testing.assert_close(opt.state[model[3].weight]["inputs"], A)
 
 
+def test_a_single_image_and_arguments_by_name() -> None:
+    layer = nn.Conv2d(2, 3, 2, bias=False).double()
+    image = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factors = []
+    for inputs in (image, image.unsqueeze(0)):
+        opt = KFAC(layer, lr=0.0)
+
+        def closure(inputs: Tensor = inputs) -> Tensor:
+            loss = layer(input=inputs).square().mean()
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+        factors.append(opt.state[layer.weight]["inputs"])
+    assert torch.equal(*factors)
+    assert torch.linalg.matrix_rank(factors[0]) == 8
+
+
+def test_attention_s_projections_are_adam_s() -> None:
+    """They are never called as layers, so that nothing is seen of their inputs."""
+    attention = nn.MultiheadAttention(4, 2)
+    assert [tuple(p.shape) for p in KFAC(attention).param_groups[0]["params"]] == []
+    opt, x = KFAC(attention), torch.randn(3, 5, 4)
+    before = attention.out_proj.weight.detach().clone()
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = attention(x, x, x)[0].square().mean()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    assert not torch.equal(before, attention.out_proj.weight)
+
+
 def test_sequences_and_single_vectors() -> None:
     layer = nn.Linear(3, 2).double()
     x = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

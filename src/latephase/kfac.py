@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeGuard
 
@@ -40,7 +40,8 @@ class KFAC(torch.optim.Optimizer):
     `HessianFree(solver="auto")` is far ahead; see docs/when-it-helps.md for both.
 
     Args:
-        model: The network. `nn.Linear` and `nn.Conv2d` (without groups) are taken in its metric.
+        model: The network. `nn.Linear` and `nn.Conv2d` (without groups, and no classes made from them) are taken in
+            its metric.
         lr: Learning rate, ≥ 0; let it fall towards the end, along half a cosine say.
         momentum: In [0, 1), Nesterov's. (0.95: that of Muon.)
         damping: μ and ν, in units of the mean eigenvalue of B and A, > 0.
@@ -152,24 +153,26 @@ class KFAC(torch.optim.Optimizer):
         seen: dict[Tensor, Rows] = {}
         handles: list[RemovableHandle] = []
 
-        def watch(layer: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
+        def watch(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
             assert isinstance(layer, (nn.Linear, nn.Conv2d))
             if output.requires_grad:
-                a, weight = inputs[0].detach(), layer.weight
+                a, weight = (args[0] if args else named["input"]).detach(), layer.weight
                 output.register_hook(lambda g: seen.setdefault(weight, []).append(self._few(layer, a, g)))
 
         try:
-            handles.extend(layer.register_forward_hook(watch) for layer in self._layers if record)
+            handles.extend(layer.register_forward_hook(watch, with_kwargs=True) for layer in self._layers if record)
             yield seen
         finally:
             for handle in handles:
                 handle.remove()
 
     def _few(self, layer: Layer, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [n, in] and slopes [n, out] of some examples or places, evenly spread."""
-        every = max(1, math.ceil(len(a) / self._rows)) if a.dim() > 1 else 1
-        a, g = _as_rows(layer, a[::every], g[::every]) if a.dim() > 1 else (a.unsqueeze(0), g.unsqueeze(0))
-        every = math.ceil(len(a) / self._rows)
+        """Inputs [n, in] and slopes [n, out] of some examples, and of some places in them, evenly spread."""
+        if a.dim() == (3 if isinstance(layer, nn.Conv2d) else 1):  # a single example
+            a, g = a.unsqueeze(0), g.unsqueeze(0)
+        every = math.ceil(len(a) / self._rows) or 1
+        a, g = _as_rows(layer, a[::every], g[::every])
+        every = math.ceil(len(a) / self._rows) or 1
         return a[::every].to(layer.weight.dtype), g[::every].to(layer.weight.dtype)  # which autocast may have changed
 
     def _learn(self, weight: Tensor, seen: Rows, damping: float) -> None:
@@ -207,7 +210,8 @@ def _every(groups: list[dict[str, Any]]) -> Iterator[nn.Parameter]:
 
 def _known(layer: nn.Module) -> TypeGuard[Layer]:
     """Whether a layer's weight is taken in its metric."""
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not layer.weight.requires_grad:
+    # Not of classes of their own: attention's projection is one, and never called.
+    if type(layer) not in (nn.Linear, nn.Conv2d) or not layer.weight.requires_grad:
         return False
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
