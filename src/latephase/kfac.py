@@ -37,8 +37,8 @@ class KFAC(torch.optim.Optimizer):
     scales of factors do not matter. g is of the targets, not of others drawn from the network's own distribution.
 
     It costs two matrix products per layer, and once in `every` steps the factors. Where gradients are without noise
-    `HessianFree(solver="auto")` is far ahead; see docs/when-it-helps.md for both. A weight that is used otherwise than by
-    calling its layer has no metric: its steps are along the momentum itself.
+    `HessianFree(solver="auto")` is far ahead; see docs/when-it-helps.md for both. A weight that is used otherwise than
+    by calling its layer has no metric: its steps are along the momentum itself.
 
     Args:
         model: The network. `nn.Linear` and `nn.Conv2d` (without groups, and no classes made from them) are taken in
