@@ -2,8 +2,8 @@
 
     python -m benchmarks.closures --networks 3c3d mlp lstm --rounds 10
 
-Both take the same step from the same point, one after the other in each round, in turns first. Before anything is timed
-they have to agree to the bit.
+Both take the same step from the same point, one after the other in each round, in turns first. In all rounds, the one
+that warms up and is not timed among them, they have to agree to the bit.
 """
 
 import argparse

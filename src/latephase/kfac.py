@@ -135,7 +135,7 @@ class KFAC(torch.optim.Optimizer):
         own, rest = self.param_groups
         with torch.enable_grad(), self._watched(own["steps"] % self._every == 0) as seen:
             loss = function("closure", closure)().detach()
-        if not all(bool(p.grad.isfinite().all()) for p in _every(self.param_groups) if p.grad is not None):
+        if not all(bool(p.grad.isfinite().all()) for p in _parameters(self.param_groups) if p.grad is not None):
             warnings.warn("a gradient is not finite: nothing was changed", StepUndoneWarning, stacklevel=2)
             return loss
         for weight, found in seen.items():
@@ -204,7 +204,7 @@ class KFAC(torch.optim.Optimizer):
             weight.add_(d.view_as(weight), alpha=-group["lr"] * LIKE_ADAM * math.sqrt(d.numel()) / length)
 
 
-def _every(groups: list[dict[str, Any]]) -> Iterator[nn.Parameter]:
+def _parameters(groups: list[dict[str, Any]]) -> Iterator[nn.Parameter]:
     for group in groups:
         yield from group["params"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from latephase.strategies.trainer import NetworkTrainer
 from latephase.tasks.batches import endless
 from latephase.tasks.split import Data
 from latephase.tasks.task import Task, add_l2_gradient
+
+Closure: TypeAlias = Callable[[], Tensor]
+"""Sets the gradients of the objective on a batch, and returns its loss without a graph."""
 
 
 @dataclass(frozen=True)
@@ -57,27 +60,16 @@ class FirstOrder:
     def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> "GradientTrainer":
         """See `Strategy.start`."""
         lr = task.lr if self.lr is None else self.lr
-        groups = task.parameter_groups(model)
-        optimizer = self.optimizer([{"params": group["params"]} for group in groups], lr=lr, **self.options)
-        factor = self.schedule()
-        stream = endless(data, task.batch_size, generator)
-        loss: Tensor | None = None
+        groups = [{"params": group["params"]} for group in task.parameter_groups(model)]
+        optimizer = self.optimizer(groups, lr=lr, **self.options)
 
-        def step(spent: float) -> Step:
-            nonlocal loss
-            batch = next(stream)
-            now = lr * factor(spent, loss)
-            for group in optimizer.param_groups:
-                group["lr"] = now
-            optimizer.zero_grad()
-            objective, _ = task.forward(model, batch)
-            objective.backward()
-            add_l2_gradient(groups)
+        def advance(gradient: Closure) -> Tensor:
+            loss = gradient()
             optimizer.step()
-            loss = objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
-            return Step(1.0, now)
+            return loss
 
-        return GradientTrainer(step, model, {"optimizer": optimizer, "draws": stream}, optimizer=optimizer)
+        stream = endless(data, task.batch_size, generator)
+        return stepping(optimizer, advance, lr, self.schedule, task, model, stream)
 
 
 @dataclass
@@ -89,6 +81,49 @@ class GradientTrainer(NetworkTrainer):
     """
 
     optimizer: torch.optim.Optimizer = field(kw_only=True)
+
+
+def stepping(
+    optimizer: torch.optim.Optimizer,
+    advance: Callable[[Closure], Tensor],
+    lr: float,
+    schedule: Schedule,
+    task: Task,
+    model: nn.Module,
+    stream: endless,
+) -> GradientTrainer:
+    """Return what steps on one batch after the other.
+
+    Args:
+        optimizer: Takes the steps.
+        advance: Takes a step of it, given what sets the gradients of the objective and returns its loss; returns that.
+        lr: The learning rate before the schedule, of all groups.
+        schedule: Scales it.
+        task: Has the objective.
+        model: What is trained.
+        stream: The batches.
+    """
+    factor, groups = schedule(), task.parameter_groups(model)
+    loss: Tensor | None = None
+
+    def step(spent: float) -> Step:
+        nonlocal loss
+        batch = next(stream)
+        now = lr * factor(spent, loss)
+        for group in optimizer.param_groups:
+            group["lr"] = now
+
+        def gradient() -> Tensor:
+            optimizer.zero_grad()
+            objective, _ = task.forward(model, batch)
+            objective.backward()
+            add_l2_gradient(groups)
+            return objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
+
+        loss = advance(gradient)
+        return Step(1.0, now)
+
+    return GradientTrainer(step, model, {"optimizer": optimizer, "draws": stream}, optimizer=optimizer)
 
 
 SGD_CONSTANT = FirstOrder("sgd_constant")

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latephase.kfac import KFAC
-from latephase.strategies.first_order import GradientTrainer
+from latephase.strategies.first_order import GradientTrainer, stepping
 from latephase.strategies.options import defaults, plain
 from latephase.strategies.schedules import Schedule, cosine
-from latephase.strategies.strategy import Declaration, Family, Settings, Step
+from latephase.strategies.strategy import Declaration, Family, Settings
 from latephase.strategies.style import Style
 from latephase.tasks.batches import endless
 from latephase.tasks.split import Data
-from latephase.tasks.task import Task, add_l2_gradient
+from latephase.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,9 @@ class Kronecker:
     def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> GradientTrainer:
         """See `Strategy.start`."""
         optimizer = KFAC(model, **self.options)  # type: ignore[arg-type]
-        lr = optimizer.param_groups[0]["lr"]
-        factor = self.schedule()
         stream = endless(data, task.batch_size, generator)
-        groups = task.parameter_groups(model)
-        loss: Tensor | None = None
-
-        def step(spent: float) -> Step:
-            nonlocal loss
-            batch, now = next(stream), lr * factor(spent, loss)
-            for group in optimizer.param_groups:
-                group["lr"] = now
-
-            def closure() -> Tensor:
-                optimizer.zero_grad()
-                objective, _ = task.forward(model, batch)
-                objective.backward()
-                add_l2_gradient(groups)
-                return objective.detach()
-
-            loss = optimizer.step(closure)
-            return Step(1.0, now)
-
-        return GradientTrainer(step, model, {"optimizer": optimizer, "draws": stream}, optimizer=optimizer)
+        lr = optimizer.param_groups[0]["lr"]
+        return stepping(optimizer, optimizer.step, lr, self.schedule, task, model, stream)
 
 
 def _build(name: str, task: Task, examples: int, **options: float) -> Kronecker:
