@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from latephase.parts.broyden import Inverse, change, update
+from latephase.parts.broyden import Dense, change, update
 from latephase.parts.hybrid import Walk
 from latephase.parts.wolfe import Place
 
@@ -34,7 +34,7 @@ def curvature(parameters: int) -> Tensor:
 def disagreement(parameters: int, updates: int = 40) -> float:
     """Return by how much two ways of adding the same updates differ, relative to the matrix."""
     h, generator = curvature(parameters), torch.Generator().manual_seed(0)
-    apart, H = Inverse(torch.eye(parameters, dtype=torch.float64)), torch.eye(parameters, dtype=torch.float64)
+    apart, H = Dense(torch.eye(parameters, dtype=torch.float64)), torch.eye(parameters, dtype=torch.float64)
     for _ in range(updates):
         s = torch.randn(parameters, generator=generator, dtype=torch.float64)
         y = h * s

@@ -179,10 +179,9 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
     def _memory(self, parameters: Parameters) -> Memory | None:
         """What the last path asked to be remembered; None if it asked for nothing, or parameters have come since."""
         states = [self.state[p] for p in parameters.tensors]
-        if any("metric" not in state for state in states):
+        if any("metric" not in state or "numbers" not in state for state in states):
             return None
-        metric = torch.cat([state["metric"] for state in states])
-        return Memory(metric, *states[0]["pace"].tolist()) if len(metric) == metric.shape[1] else None
+        return Memory(torch.cat([state["metric"] for state in states]), states[0]["numbers"])
 
     def _remember(self, parameters: Parameters, solution: Tensor | None, memory: Memory | None) -> None:
         """Remember what minimised the model, not what backtracking chose (Martens 2010, Section 4.6); None forgets."""
@@ -195,8 +194,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
         if memory is not None:  # each parameter its rows, and numbers in its type, as PyTorch casts what it loads
             rows = memory.metric.split([p.numel() for p in parameters.tensors])
             for p, piece in zip(parameters.tensors, rows, strict=True):
-                pace = torch.tensor(memory[1:]).to(p.detach())
-                self.state[p].update(metric=piece.to(p.detach()), pace=pace)
+                self.state[p].update(metric=piece.to(p.detach()), numbers=memory.numbers.to(p.detach()))
 
     def _scale_damping(self, factor: float, most: float = math.inf) -> None:
         """Multiply λ by a factor; above `most` it may shrink, but grows no more."""

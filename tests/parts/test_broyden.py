@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.parts.broyden import HELD, Choice, Inverse, change, self_scaled, update
+from latephase.parts.broyden import HELD, Choice, Dense, change, self_scaled, update
 
 N = 6
 
@@ -83,7 +83,7 @@ def test_updates_kept_apart_are_those_of_the_matrix(updates):
     """Products before and after each, whether it was added to the matrix already or not."""
     H, A = torch.eye(N, dtype=torch.float64), spd(1)
     given = H.clone()
-    inverse = Inverse(given)
+    inverse = Dense(given)
     for _ in range(updates):
         s, g = torch.randn(2, N, dtype=torch.float64)
         Hg, y = inverse.times(g), A @ s

@@ -1,10 +1,11 @@
-"""The updates of Broyden's family of a dense approximation of the inverse Hessian, self-scaled.
+"""The updates of Broyden's family of an approximation of the inverse Hessian, self-scaled; dense, or of low rank.
 
 The choice of scale and member is Al-Baali's as Urbán, Stefanou and Pons 2024 (arXiv 2405.04230) give it, the second of
 their two.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -79,17 +80,51 @@ def change(s: Tensor, y: Tensor, Hy: Tensor, sBs: float, choose: Callable[..., C
     return Change(tau, torch.stack((s, Hy), dim=1), K)
 
 
-class Inverse:
-    """An approximation H of the inverse Hessian whose updates are kept apart, and added a few at a time.
+class Inverse(ABC):
+    """An approximation H = cH₀ + UMUᵀ of the inverse Hessian, whose updates change it in two directions each.
 
-    To read or write P² numbers is most of what a dense quasi-Newton method does beside its gradients. Updates change H
-    in two directions each: here H = cH₀ + UMUᵀ, and H₀ is read once per iteration and written once in `HELD` of them.
+    Args:
+        columns: U, [P, K]: those there are at first, and room for more.
+        weights: M, [K, K], likewise.
+        used: How many there are at first.
+        scale: c.
+    """
+
+    def __init__(self, columns: Tensor, weights: Tensor, used: int, scale: float) -> None:
+        self._columns, self._weights, self._used, self._scale = columns, weights, used, scale
+
+    @abstractmethod
+    def _first(self, x: Tensor) -> Tensor:
+        """Return cH₀x."""
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return Hx."""
+        U, M = self._low_rank()
+        return self._first(x) + U @ (M @ (U.T @ x))
+
+    def add(self, change: Change) -> None:
+        """Update it."""
+        here = slice(self._used, self._used + 2)
+        self._scale /= change.tau
+        self._weights /= change.tau
+        self._columns[:, here], self._weights[here, here] = change.W, change.K
+        self._used += 2
+
+    def _low_rank(self) -> tuple[Tensor, Tensor]:
+        return self._columns[:, : self._used], self._weights[: self._used, : self._used]
+
+
+class Dense(Inverse):
+    """All P² numbers of it. Updates are kept apart, and added a few at a time.
+
+    To read or write P² numbers is most of what a dense quasi-Newton method does beside its gradients. Here H₀ is read
+    once per iteration and written once in `HELD` of them.
 
     Args:
         H: At first, [P, P]; it is copied.
 
     >>> import torch
-    >>> inverse = Inverse(torch.eye(2))
+    >>> inverse = Dense(torch.eye(2))
     >>> s, y = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
     >>> inverse.add(change(s, y, inverse.times(y), sBs=1.0))
     >>> inverse.times(y)
@@ -97,37 +132,64 @@ class Inverse:
     """
 
     def __init__(self, H: Tensor) -> None:
+        super().__init__(H.new_zeros(len(H), 2 * HELD), H.new_zeros(2 * HELD, 2 * HELD), 0, 1.0)
         self._H = H.clone()
-        self._scale = 1.0
-        self._columns = H.new_zeros(len(H), 2 * HELD)
-        self._weights = H.new_zeros(2 * HELD, 2 * HELD)
-        self._used = 0
 
-    def times(self, x: Tensor) -> Tensor:
-        """Return Hx."""
-        U, M = self._low_rank()
-        return torch.addmv(U @ (M @ (U.T @ x)), self._H, x, alpha=self._scale)
+    def _first(self, x: Tensor) -> Tensor:
+        return self._scale * (self._H @ x)
 
     def add(self, change: Change) -> None:
         """Update it."""
         if self._used == 2 * HELD:
             self._settle()
-        here = slice(self._used, self._used + 2)
-        self._scale /= change.tau
-        self._weights /= change.tau
-        self._columns[:, here], self._weights[here, here] = change.W, change.K
-        self._used += 2
+        super().add(change)
 
     def dense(self) -> Tensor:
         """Return H, [P, P], which the next update may overwrite."""
         self._settle()
         return self._H
 
-    def _low_rank(self) -> tuple[Tensor, Tensor]:
-        return self._columns[:, : self._used], self._weights[: self._used, : self._used]
-
     def _settle(self) -> None:
         U, M = self._low_rank()
         self._H.addmm_(U @ M, U.T, beta=self._scale)
         self._scale, self._used = 1.0, 0
         self._weights.zero_()
+
+
+class LowRank(Inverse):
+    """cI and what differs from it in few directions, for any number of parameters.
+
+    Args:
+        U: Columns at first, [P, k].
+        M: Their weights, [k, k].
+        scale: c.
+        updates: Most that are added.
+
+    >>> import torch
+    >>> inverse = LowRank(torch.eye(3)[:, :1], torch.tensor([[-0.5]]), scale=2.0, updates=1)
+    >>> inverse.times(torch.ones(3))
+    tensor([1.5000, 2.0000, 2.0000])
+    """
+
+    def __init__(self, U: Tensor, M: Tensor, scale: float, updates: int) -> None:
+        (P, k), room = U.shape, U.shape[1] + 2 * updates
+        super().__init__(U.new_empty(P, room), U.new_zeros(room, room), k, scale)
+        self._columns[:, :k], self._weights[:k, :k] = U, M
+
+    def _first(self, x: Tensor) -> Tensor:
+        return self._scale * x
+
+    def kept(self, most: int) -> tuple[Tensor, Tensor, float]:
+        """Return U, M and c; if that is more than `most` columns, anew, and half as many.
+
+        Those are orthonormal then, and the directions in which H differs most from cI, in ratio.
+        """
+        U, M = self._low_rank()
+        if self._used <= most:
+            return U, M, self._scale
+        Q, R = torch.linalg.qr(U)
+        values, W = torch.linalg.eigh((R @ M @ R.T).double())
+        ratios = 1.0 + values / self._scale
+        ratios[ratios <= torch.finfo(U.dtype).eps] = 1.0  # rounding: H is positive definite
+        which = ratios.log().abs().topk(min(max(most // 2, 1), len(values))).indices
+        return Q @ W[:, which].to(U.dtype), values[which].to(U.dtype).diag(), self._scale

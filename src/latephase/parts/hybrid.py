@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from latephase.checks import positive, positive_integer
-from latephase.parts.broyden import Inverse, change
+from latephase.parts.broyden import Dense
 from latephase.parts.direct import Direct
 from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, Memory, Path
-from latephase.parts.wolfe import Place, first_step, place, weak_wolfe
+from latephase.parts.walk import Walk
+from latephase.parts.wolfe import Place, place
 
 FAST = 4.0  # factor by which a direct step lowers the loss, from which on nothing is faster
 PROBE = 15  # gradients after which iterations that bring too little end
 IN_A_ROW = 5.0  # bursts after which a direct step is tried, whatever the last one has brought; twice as many if in vain
 LEARNING = 3.0  # bursts that what is learned afresh has before it is compared
 GROWTH = 1.1  # by which what is expected of gradients grows with each direct step
+
+
+class Pace(NamedTuple):
+    """What direct steps and bursts have brought.
+
+    Attributes:
+        direct: By how much the last direct step has lowered the logarithm of the loss, per gradient of its price.
+        burst: Likewise what is expected of gradients; infinite where that is not known.
+        left: How many bursts there may be until a direct step is tried.
+        patience: How many there are between two that are tried in vain.
+        price: That of a direct step, in gradients.
+    """
+
+    direct: float
+    burst: float
+    left: float
+    patience: float
+    price: float
+
+    @property
+    def prefers_bursts(self) -> bool:
+        """Whether gradients are expected to bring more."""
+        return self.direct < self.burst
+
+    @property
+    def judged(self) -> bool:
+        """Whether bursts are compared: the first ones learn."""
+        return self.left <= self.patience - LEARNING
+
+    def remembered(self, metric: Tensor) -> Memory:
+        """Return what is to be remembered of both."""
+        return Memory(metric, metric.new_tensor(self))
 
 
 @dataclass(frozen=True)
@@ -72,86 +104,49 @@ class Hybrid:
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
-        memory = problem.memory
         if problem.loss_model != problem.loss_0 or problem.b.numel() > self.largest:
             return self.direct(problem)
-        if memory is None or memory.left <= 0.0 or (_judged(memory) and not _prefers_bursts(memory)):
+        found = _recalled(problem)
+        if found is None:
             return self._direct_step(problem)
-        return self._burst(problem, memory)
+        metric, pace = found
+        if pace.left <= 0.0 or (pace.judged and not pace.prefers_bursts):
+            return self._direct_step(problem)
+        return self._burst(problem, metric, pace)
 
     def _direct_step(self, problem: DampedProblem) -> Path:
         path, price = self.direct.explore(problem)
         after = path.losses[path.last] if path.steps else problem.loss_0
         if not math.isfinite(price) or not after > 0.0 or problem.loss_0 > FAST * after:
             return path
-        rate, memory = math.log(problem.loss_0 / after) / price, problem.memory
-        if memory is None:
-            metric = torch.ones_like(problem.b).diag()
-            return replace(path, memory=Memory(metric, rate, math.inf, IN_A_ROW, IN_A_ROW, price))
-        kept = memory._replace(direct=rate, burst=GROWTH * memory.burst, price=price)
-        if _prefers_bursts(kept):
-            return replace(path, memory=kept._replace(left=2.0 * memory.patience, patience=2.0 * memory.patience))
-        return replace(path, memory=kept._replace(left=IN_A_ROW - LEARNING, patience=IN_A_ROW))
+        rate, found = math.log(problem.loss_0 / after) / price, _recalled(problem)
+        if found is None:
+            learned = torch.ones_like(problem.b).diag()  # nothing yet
+            return replace(path, memory=Pace(rate, math.inf, IN_A_ROW, IN_A_ROW, price).remembered(learned))
+        metric, pace = found
+        kept = pace._replace(direct=rate, burst=GROWTH * pace.burst, price=price)
+        patience = 2.0 * pace.patience if kept.prefers_bursts else IN_A_ROW
+        left = patience if kept.prefers_bursts else IN_A_ROW - LEARNING
+        return replace(path, memory=kept._replace(left=left, patience=patience).remembered(metric))
 
-    def _burst(self, problem: DampedProblem, memory: Memory) -> Path:
+    def _burst(self, problem: DampedProblem, metric: Tensor, pace: Pace) -> Path:
         """Iterations from θ; where they bring nothing, a direct step instead."""
-        walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), memory.metric)
-        while walk.gradients < self.burst * memory.price:
-            if _judged(memory) and walk.gradients >= PROBE and walk.rate < 0.5 * memory.direct:
+        inverse = Dense(metric)
+        walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), inverse)
+        while walk.gradients < self.burst * pace.price:
+            if pace.judged and walk.gradients >= PROBE and walk.rate < 0.5 * pace.direct:
                 break
             if not walk.advance(lambda p: place(problem, p)):
                 break
-        p = walk.here.p
-        loss = problem.loss_at(p)
-        if not loss < problem.loss_0:
-            return self._direct_step(replace(problem, memory=None))
-        fall = loss - problem.loss_0
-        return Path(
-            {walk.gradients: p},
-            fall,
-            walk.gradients,
-            damping_factor=1.0,
-            slope=fall,
-            losses={walk.gradients: loss},
-            method=f"{walk.gradients} gradients of self-scaled Broyden",
-            memory=memory._replace(metric=walk.inverse.dense(), burst=walk.rate, left=memory.left - 1.0),
-        )
+        path = walk.path(problem, pace._replace(burst=walk.rate, left=pace.left - 1.0).remembered(inverse.dense()))
+        if path.losses[path.last] < problem.loss_0:
+            return path
+        return self._direct_step(replace(problem, memory=None))
 
 
-class Walk:
-    """Self-scaled Broyden from a place, with an approximation H of the inverse Hessian, of which it keeps a copy."""
-
-    def __init__(self, start: Place, H: Tensor) -> None:
-        self.here, self.inverse, self.gradients = start, Inverse(H), 0
-        self._Hg = self.inverse.times(start.g)
-        self._loss_0 = start.loss
-        self._before: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """By how much a gradient has lowered the logarithm of the loss."""
-        return math.log(self._loss_0 / self.here.loss) / max(self.gradients, 1) if self.here.loss > 0.0 else math.inf
-
-    def advance(self, at: Callable[[Tensor], Place]) -> bool:
-        """Move once; False where no step along the direction lowers the loss."""
-        here, d = self.here, -self._Hg
-        found = weak_wolfe(here, d, at, first_step(here, d, self._before))
-        self.gradients += found.gradients
-        if found.place is None:
-            return False
-        s, y = found.place.p - here.p, found.place.g - here.g
-        Hg = self.inverse.times(found.place.g)
-        if float(s.dot(y)) > 1e-10 * float(s.norm()) * float(y.norm()):
-            update = change(s, y, Hg - self._Hg, -found.step * float(s.dot(here.g)))  # sᵀBs, as Bs = −αg
-            self.inverse.add(update)
-            Hg = update.of(Hg, found.place.g)
-        self.here, self._before, self._Hg = found.place, here.loss, Hg
-        return True
-
-
-def _prefers_bursts(memory: Memory) -> bool:
-    return memory.direct < memory.burst
-
-
-def _judged(memory: Memory) -> bool:
-    return memory.left <= memory.patience - LEARNING
+def _recalled(problem: DampedProblem) -> tuple[Tensor, Pace] | None:
+    """What an earlier step has left; None if it is nothing, or of another solver, or of other parameters."""
+    P, memory = problem.b.numel(), problem.memory
+    if memory is None or memory.metric.shape != (P, P) or len(memory.numbers) != len(Pace._fields):
+        return None
+    return memory.metric, Pace(*memory.numbers.tolist())

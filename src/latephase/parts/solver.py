@@ -76,27 +76,19 @@ class Curvature(Protocol):
 
 
 class Memory(NamedTuple):
-    """What a solver that goes on by gradients keeps from step to step.
+    """What a solver keeps from step to step; the optimizer's state holds it.
 
     Attributes:
-        metric: An approximation of the inverse Hessian, shape (P, P).
-        direct: By how much the last direct step has lowered the logarithm of the loss, per gradient of its price.
-        burst: Likewise what is expected of gradients; infinite where that is not known.
-        left: How many bursts there may be until a direct step is tried.
-        patience: How many there are between two that are tried in vain.
-        price: That of a direct step, in gradients.
+        metric: Of an approximation of the inverse Hessian a row for each parameter, shape (P, k).
+        numbers: All else, shape (n,).
 
     >>> import torch
-    >>> Memory(torch.eye(2), direct=0.01, burst=0.02, left=4.0, patience=5.0, price=30.0).direct
-    0.01
+    >>> Memory(metric=torch.eye(2), numbers=torch.tensor([0.5, 3.0])).numbers
+    tensor([0.5000, 3.0000])
     """
 
     metric: Tensor
-    direct: float
-    burst: float
-    left: float
-    patience: float
-    price: float
+    numbers: Tensor
 
 
 @dataclass(frozen=True)
