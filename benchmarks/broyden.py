@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from latephase.parts.broyden import Dense, change, update
-from latephase.parts.hybrid import Walk
+from latephase.parts.walk import Walk
 from latephase.parts.wolfe import Place
 
 WAYS = ("sixteen at a time", "one by one", "SciPy's BFGS")
@@ -52,7 +52,7 @@ def held_apart(parameters: int, iterations: int) -> float:
         r = p - 1.0
         return Place(p, 0.5 * float(r @ (h * r)), h * r)
 
-    walk = Walk(at(torch.zeros_like(h)), torch.eye(parameters, dtype=torch.float64))
+    walk = Walk(at(torch.zeros_like(h)), Dense(torch.eye(parameters, dtype=torch.float64)))
     return timed(lambda: walk.advance(at), iterations)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.parts.broyden import HELD, Choice, Dense, change, self_scaled, update
+from latephase.parts.broyden import HELD, Choice, Dense, LowRank, change, self_scaled, update
 
 N = 6
 
@@ -97,3 +97,53 @@ def test_updates_kept_apart_are_those_of_the_matrix(updates):
     torch.testing.assert_close(inverse.dense(), H)
     torch.testing.assert_close(inverse.times(g), H @ g)
     assert torch.equal(given, torch.eye(N, dtype=torch.float64))
+
+
+def low_rank(updates, columns=0):
+    """Of so many updates, and the matrix that it stands for."""
+    torch.manual_seed(0)
+    P, A = 40, torch.logspace(-2, 2, 40, dtype=torch.float64)
+    U = torch.linalg.qr(torch.randn(P, columns, dtype=torch.float64)).Q
+    M = torch.linspace(-1.5, 3.0, columns, dtype=torch.float64).diag()
+    inverse, H = LowRank(U, M, 2.0, updates), 2.0 * torch.eye(P, dtype=torch.float64) + U @ M @ U.T
+    for _ in range(updates):
+        s = torch.randn(P, dtype=torch.float64)
+        y, sBs = A * s, float(s @ torch.linalg.solve(H, s))
+        inverse.add(change(s, y, inverse.times(y), sBs))
+        update(H, s, y, sBs)
+    return inverse, H
+
+
+def as_matrix(U, M, scale):
+    return scale * torch.eye(len(U), dtype=U.dtype) + U @ M @ U.T
+
+
+@pytest.mark.parametrize("columns", [0, 3])
+def test_of_low_rank_it_is_the_same(columns):
+    inverse, H = low_rank(9, columns)
+    eye = torch.eye(len(H), dtype=torch.float64)
+    torch.testing.assert_close(torch.stack([inverse.times(e) for e in eye]), H, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(as_matrix(*inverse.kept(columns + 18)), H, rtol=1e-9, atol=1e-9)
+
+
+def test_of_low_rank_it_goes_on_from_what_was_kept():
+    inverse, H = low_rank(4)
+    U, M, scale = inverse.kept(8)
+    again = LowRank(U, M, scale, updates=1)
+    torch.testing.assert_close(again.times(H[0]), H @ H[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("most", [1, 2, 6, 17])
+def test_of_too_many_directions_those_stay_that_differ_most(most):
+    """In the ratio to the multiple of the identity; beside all eigenvalues of the matrix."""
+    inverse, H = low_rank(9)
+    U, M, scale = inverse.kept(most)
+    k = max(most // 2, 1)
+    assert U.shape == (40, k)
+    assert M.shape == (k, k)
+    torch.testing.assert_close(U.T @ U, torch.eye(k, dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(H)
+    far = (values / scale).log().abs().argsort(descending=True)[:k]
+    expected = (vectors[:, far] * (values[far] - scale)) @ vectors[:, far].T
+    torch.testing.assert_close(U @ M @ U.T, expected, rtol=1e-6, atol=1e-8)
+    assert float(torch.linalg.eigvalsh(as_matrix(U, M, scale))[0]) > 0.0

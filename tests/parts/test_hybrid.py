@@ -13,9 +13,9 @@ from tests.parts.residuals import Residuals
 from torch import nn
 
 from latephase import HessianFree
-from latephase.parts import Direct, Hybrid, Memory, Sampled
+from latephase.parts import Direct, Hybrid, Path, Sampled
 from latephase.parts.direct import OTHER
-from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE
+from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE, Pace
 from latephase.study.strategies.broyden import Minimiser
 
 EYE = torch.eye(4, dtype=torch.float64)
@@ -27,8 +27,12 @@ def residuals(seed: int = 0) -> Residuals:
 
 
 def remembering(problem, **changes):
-    memory = Memory(EYE, direct=1e-9, burst=math.inf, left=2.0, patience=5.0, price=10.0)
-    return replace(problem, memory=memory._replace(**changes))
+    pace = Pace(direct=1e-9, burst=math.inf, left=2.0, patience=5.0, price=10.0)
+    return replace(problem, memory=pace._replace(**changes).remembered(EYE))
+
+
+def pace_of(path: Path) -> Pace:
+    return Pace(*path.memory.numbers.tolist())
 
 
 def test_where_a_direct_step_is_fast_it_is_all_there_is():
@@ -44,13 +48,13 @@ def test_where_it_is_slow_gradients_are_next():
     problem = residuals().problem
     path = Hybrid()(problem)
     assert torch.equal(path.steps[1], Direct()(problem).steps[1])
-    memory = path.memory
-    assert torch.equal(memory.metric, EYE)
-    assert memory.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / memory.price)
-    assert (memory.burst, memory.left, memory.patience) == (math.inf, IN_A_ROW, IN_A_ROW)
-    following = Hybrid()(replace(problem, memory=memory))
+    pace = pace_of(path)
+    assert torch.equal(path.memory.metric, EYE)
+    assert pace.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / pace.price)
+    assert (pace.burst, pace.left, pace.patience) == (math.inf, IN_A_ROW, IN_A_ROW)
+    following = Hybrid()(replace(problem, memory=path.memory))
     assert following.method.endswith("gradients of self-scaled Broyden")
-    assert following.memory.left == IN_A_ROW - 1.0
+    assert pace_of(following).left == IN_A_ROW - 1.0
 
 
 def test_a_solver_for_a_sample_takes_turns_likewise():
@@ -58,11 +62,11 @@ def test_a_solver_for_a_sample_takes_turns_likewise():
     hybrid, alone = Hybrid(Sampled()), Sampled()
     path, (own, price) = hybrid(problem), alone.explore(residuals().problem)
     assert torch.equal(path.steps[1], own.steps[1])
-    memory = path.memory
+    pace = pace_of(path)
     moves = int(path.method.split()[-4])
-    assert memory.price == price == pytest.approx(OTHER + path.matrices + 1.5 * moves)
-    assert memory.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / price)
-    assert "self-scaled Broyden" in hybrid(replace(problem, memory=memory)).method
+    assert pace.price == price == pytest.approx(OTHER + path.matrices + 1.5 * moves)
+    assert pace.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / price)
+    assert "self-scaled Broyden" in hybrid(replace(problem, memory=path.memory)).method
 
 
 def test_a_burst_goes_where_the_peer_goes():
@@ -88,7 +92,7 @@ def test_a_burst_learns_and_leaves_what_it_was_given():
     assert float(torch.linalg.eigvalsh(H)[0]) > 0.0
     assert not torch.equal(H, EYE)
     expected = math.log(residuals().problem.loss_0 / path.losses[path.last]) / path.last
-    assert path.memory.burst == pytest.approx(expected)
+    assert pace_of(path).burst == pytest.approx(expected)
 
 
 def test_a_burst_that_brings_too_little_ends_early():
@@ -96,8 +100,8 @@ def test_a_burst_that_brings_too_little_ends_early():
     hard = remembering(residuals().problem, direct=50.0, burst=60.0)
     path = Hybrid(burst=100.0)(hard)
     assert path.last < PROBE + 26
-    assert path.memory.burst < path.memory.direct
-    new = replace(hard, memory=hard.memory._replace(left=IN_A_ROW - LEARNING + 1.0))
+    assert pace_of(path).burst < pace_of(path).direct
+    new = remembering(residuals().problem, direct=50.0, burst=60.0, left=IN_A_ROW - LEARNING + 1.0)
     assert Hybrid(burst=100.0)(new).last > path.last
 
 
@@ -115,13 +119,20 @@ def test_who_is_next(changes: dict[str, float], direct: bool):
     path = Hybrid()(remembering(residuals().problem, **changes))
     assert path.method.startswith("direct") == direct
     if direct:
-        assert path.memory.burst == pytest.approx(GROWTH * changes["burst"])
+        assert pace_of(path).burst == pytest.approx(GROWTH * changes["burst"])
 
 
 @pytest.mark.parametrize(("burst", "left", "patience"), [(1e9, 20.0, 20.0), (1e-9, IN_A_ROW - LEARNING, IN_A_ROW)])
 def test_direct_steps_that_are_tried_in_vain_are_tried_less_often(burst: float, left: float, patience: float):
-    memory = Hybrid()(remembering(residuals().problem, burst=burst, left=0.0, patience=10.0)).memory
-    assert (memory.left, memory.patience) == (left, patience)
+    pace = pace_of(Hybrid()(remembering(residuals().problem, burst=burst, left=0.0, patience=10.0)))
+    assert (pace.left, pace.patience) == (left, patience)
+
+
+@pytest.mark.parametrize("metric", [EYE[:, :3], EYE[:3, :3]], ids=["vectors", "of other parameters"])
+def test_what_another_solver_remembered_is_not_its_own(metric: torch.Tensor):
+    problem = residuals().problem
+    foreign = replace(problem, memory=pace_of(Hybrid()(problem)).remembered(metric))
+    assert Hybrid()(foreign).method.startswith("direct")
 
 
 @pytest.mark.parametrize("why", ["other data", "too many parameters"])

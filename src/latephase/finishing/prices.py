@@ -99,10 +99,9 @@ class Size:
         if self.direct:
             counted = in_gradients(self._rows, self.examples, self._matrix) if math.isinf(self.flops) else 0.0
             return 20.0 + counted  # rows of the Jacobian, trial losses, and corrections
-        auto = Auto()
         if self.outputs == 1:
             return 35.0  # the sample's matrix, and three λ with some corrections each
-        return 1.3 * auto.other.krylov.products + auto.other.most
+        return Auto().other.most + 2.0  # the last search may take a few more
 
     @property
     def matrix_share(self) -> float:

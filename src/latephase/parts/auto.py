@@ -1,4 +1,4 @@
-"""The solver for whoever does not want to choose: direct where that pays, else on a sample, or in a Krylov space."""
+"""The solver for whoever does not want to choose: direct where that pays, else on a sample, or by gradients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 
 @dataclass(frozen=True)
 class Auto:
-    """Factorise all rows where that is possible and pays; else a sample of them; else take a Krylov space.
+    """Factorise all rows where that is possible and pays; else a sample of them; else take quasi-Newton steps.
 
-    Where samples have many outputs each, that space is small, and L-BFGS goes on in its metric.
+    Where samples have many outputs each, steps are gradients alone for as long as that brings something.
 
     All of it follows from sizes, and from what the state remembers, so that a resumed run chooses alike.
 

@@ -192,4 +192,4 @@ class LowRank(Inverse):
         ratios = 1.0 + values / self._scale
         ratios[ratios <= torch.finfo(U.dtype).eps] = 1.0  # rounding: H is positive definite
         which = ratios.log().abs().topk(min(max(most // 2, 1), len(values))).indices
-        return Q @ W[:, which].to(U.dtype), values[which].to(U.dtype).diag(), self._scale
+        return Q @ W[:, which].type_as(U), values[which].type_as(U).diag(), self._scale
