@@ -79,7 +79,7 @@ class Memory(NamedTuple):
     """What a solver keeps from step to step; the optimizer's state holds it.
 
     Attributes:
-        metric: Of an approximation of the inverse Hessian a row for each parameter, shape (P, k).
+        metric: Of an approximation of the inverse Hessian a row for each parameter, shape (P, k), k ≥ 0.
         numbers: All else, shape (n,).
 
     >>> import torch
