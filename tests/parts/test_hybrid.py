@@ -141,9 +141,14 @@ def test_no_more_is_kept_than_may_be():
     assert Hybrid(kept=3)(remembering(residuals().problem)).memory.metric.shape == (4, 1)
 
 
-def test_on_other_data_it_is_the_direct_solver():
+@pytest.mark.parametrize("why", ["other data", "too many parameters"])
+def test_else_it_is_the_direct_solver(why: str):
     problem = remembering(residuals().problem)
-    path = Hybrid()(replace(problem, loss_model=problem.loss_0 + 1.0))
+    if why == "other data":
+        problem, hybrid = replace(problem, loss_model=problem.loss_0 + 1.0), Hybrid()
+    else:
+        hybrid = Hybrid(largest=3)
+    path = hybrid(problem)
     assert path.method == "direct, 4 × 4"
     assert path.memory is None
 
@@ -227,7 +232,10 @@ def test_a_step_that_fails_leaves_what_was_remembered():
     assert torch.equal(opt.state[model[0].weight]["metric"], before)
 
 
-@pytest.mark.parametrize(("option", "value"), [("kept", 0), ("kept", 1.5), ("burst", 0.0), ("burst", math.nan)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("largest", 0), ("largest", 1.5), ("kept", 0), ("kept", 1.5), ("burst", 0.0), ("burst", math.nan)],
+)
 def test_what_it_refuses(option: str, value: Any):
     with pytest.raises((TypeError, ValueError), match=option):
         Hybrid(**{option: value})

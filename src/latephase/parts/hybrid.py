@@ -76,6 +76,7 @@ class Hybrid:
 
     Attributes:
         direct: What solves directly, for all rows or for a sample of them.
+        largest: Most parameters with which there are bursts.
         kept: Most vectors of the approximation that are kept, see `Inverse.kept`.
         burst: Length of a burst, in prices of direct steps.
 
@@ -94,10 +95,12 @@ class Hybrid:
 
     measures_damping: ClassVar[bool] = True
     direct: Direct | Sampled = field(default_factory=Direct)
+    largest: int = 6000
     kept: int = 400
     burst: float = 2.0
 
     def __post_init__(self) -> None:
+        positive_integer("largest", self.largest)
         positive_integer("kept", self.kept)
         positive("burst", self.burst)
 
@@ -107,7 +110,7 @@ class Hybrid:
 
     def __call__(self, problem: DampedProblem) -> Path:
         """See `Solver`."""
-        if problem.loss_model != problem.loss_0:
+        if problem.loss_model != problem.loss_0 or problem.b.numel() > self.largest:
             return self.direct(problem)
         found = _recalled(problem)
         if found is None:
