@@ -1,11 +1,11 @@
-"""What an iteration of a quasi-Newton method takes beside its gradient, and a peer's.
+"""What an iteration of a dense quasi-Newton method takes beside its gradient, and a peer's.
 
     python -m benchmarks.broyden --parameters 500 1000 3441
 
 The objective is a quadratic with a diagonal Hessian, whose gradient costs next to nothing, so that what is timed is the
-direction and the update of the approximation of the inverse Hessian. Ours is `Walk` of `solver="hybrid"` and
-`"quasi-newton"`, in the middle between 200 and 400 vectors; beside it the same with a dense matrix (`update`, as in the
-study's `ssbroyden`), and SciPy's BFGS. Before, both of ours are held against each other.
+direction and the update of the approximation of the inverse Hessian. Ours is `Walk` of `solver="hybrid"`, which adds
+updates sixteen at a time; beside it the same with each update added as it comes (`update`, as in the study's
+`ssbroyden`), and SciPy's BFGS. Before, both of ours are held against each other.
 """
 
 import argparse
@@ -18,12 +18,11 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from latephase.parts.broyden import Inverse, change, update
+from latephase.parts.broyden import Dense, change, update
 from latephase.parts.walk import Walk
 from latephase.parts.wolfe import Place
 
-WAYS = ("300 vectors", "dense", "SciPy's BFGS")
-VECTORS = 300
+WAYS = ("sixteen at a time", "one by one", "SciPy's BFGS")
 AGREED = 1e-9
 
 
@@ -35,18 +34,17 @@ def curvature(parameters: int) -> Tensor:
 def disagreement(parameters: int, updates: int = 40) -> float:
     """Return by how much two ways of adding the same updates differ, relative to the matrix."""
     h, generator = curvature(parameters), torch.Generator().manual_seed(0)
-    apart, H = Inverse(h, updates), torch.eye(parameters, dtype=torch.float64)
+    apart, H = Dense(torch.eye(parameters, dtype=torch.float64)), torch.eye(parameters, dtype=torch.float64)
     for _ in range(updates):
         s = torch.randn(parameters, generator=generator, dtype=torch.float64)
         y = h * s
         sBs = float(s @ y)
         apart.add(change(s, y, apart.times(y), sBs))
         update(H, s, y, sBs)
-    columns = [apart.times(e) for e in torch.eye(parameters, dtype=torch.float64)]
-    return float((torch.stack(columns) - H).norm() / H.norm())
+    return float((apart.dense() - H).norm() / H.norm())
 
 
-def of_vectors(parameters: int, iterations: int) -> float:
+def held_apart(parameters: int, iterations: int) -> float:
     """Return the seconds of an iteration of `Walk`, of which its line search takes next to nothing."""
     h = curvature(parameters)
 
@@ -54,13 +52,11 @@ def of_vectors(parameters: int, iterations: int) -> float:
         r = p - 1.0
         return Place(p, 0.5 * float(r @ (h * r)), h * r)
 
-    columns = torch.eye(parameters, min(VECTORS, parameters) - 1, dtype=torch.float64)
-    numbers = torch.cat([torch.ones(1), torch.zeros(columns.shape[1] ** 2)]).double()
-    walk = Walk(at(torch.zeros_like(h)), Inverse(h, iterations + 1, columns, numbers))
+    walk = Walk(at(torch.zeros_like(h)), Dense(torch.eye(parameters, dtype=torch.float64)))
     return timed(lambda: walk.advance(at), iterations)
 
 
-def dense(parameters: int, iterations: int) -> float:
+def one_by_one(parameters: int, iterations: int) -> float:
     """Return the seconds of a direction and an update, added at once."""
     h = curvature(parameters)
     H, s = torch.eye(parameters, dtype=torch.float64), torch.ones_like(h)
@@ -109,8 +105,8 @@ def main() -> int:
             sys.stderr.write(f"at {parameters} parameters the two ways differ by {apart:.1e}\n")
             return 1
         means = (
-            of_vectors(parameters, options.iterations),
-            dense(parameters, options.iterations),
+            held_apart(parameters, options.iterations),
+            one_by_one(parameters, options.iterations),
             scipys(parameters, max(2, options.iterations // 8)),
         )
         lines.append(f"| {parameters:,} parameters | {' | '.join(f'{1e3 * mean:.3g}' for mean in means)} |")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latephase.parts import broyden
-from latephase.parts.broyden import Choice, Inverse, change, self_scaled, update
+from latephase.parts.broyden import HELD, Choice, Dense, LowRank, change, self_scaled, update
 
 N = 6
 
@@ -79,10 +78,13 @@ def test_the_choice_is_that_of_the_paper(h, b):
     assert 0 < tau <= max(1, shrink)
 
 
-def test_products_before_and_after_each_update_are_those_of_the_matrix():
+@pytest.mark.parametrize("updates", [1, HELD, HELD + 1, 3 * HELD - 1])
+def test_updates_kept_apart_are_those_of_the_matrix(updates):
+    """Products before and after each, whether it was added to the matrix already or not."""
     H, A = torch.eye(N, dtype=torch.float64), spd(1)
-    inverse = Inverse(H[0], updates=5)
-    for _ in range(5):
+    given = H.clone()
+    inverse = Dense(given)
+    for _ in range(updates):
         s, g = torch.randn(2, N, dtype=torch.float64)
         Hg, y = inverse.times(g), A @ s
         torch.testing.assert_close(Hg, H @ g)
@@ -92,16 +94,18 @@ def test_products_before_and_after_each_update_are_those_of_the_matrix():
         inverse.add(following)
         torch.testing.assert_close(following.of(Hg, g), H @ g)
         torch.testing.assert_close(inverse.times(g), H @ g)
+    torch.testing.assert_close(inverse.dense(), H)
+    torch.testing.assert_close(inverse.times(g), H @ g)
+    assert torch.equal(given, torch.eye(N, dtype=torch.float64))
 
 
-def of_updates(updates, columns=0):
+def low_rank(updates, columns=0):
     """Of so many updates, and the matrix that it stands for."""
     torch.manual_seed(0)
     P, A = 40, torch.logspace(-2, 2, 40, dtype=torch.float64)
     U = torch.linalg.qr(torch.randn(P, columns, dtype=torch.float64)).Q
     M = torch.linspace(-1.5, 3.0, columns, dtype=torch.float64).diag()
-    numbers = torch.cat([torch.tensor([2.0], dtype=torch.float64), M.flatten()])
-    inverse, H = Inverse(A, updates, U, numbers), 2.0 * torch.eye(P, dtype=torch.float64) + U @ M @ U.T
+    inverse, H = LowRank(U, M, 2.0, updates), 2.0 * torch.eye(P, dtype=torch.float64) + U @ M @ U.T
     for _ in range(updates):
         s = torch.randn(P, dtype=torch.float64)
         y, sBs = A * s, float(s @ torch.linalg.solve(H, s))
@@ -110,44 +114,36 @@ def of_updates(updates, columns=0):
     return inverse, H
 
 
-def as_matrix(U, numbers):
-    k = U.shape[1]
-    return numbers[0] * torch.eye(len(U), dtype=U.dtype) + U @ numbers[1:].view(k, k) @ U.T
+def as_matrix(U, M, scale):
+    return scale * torch.eye(len(U), dtype=U.dtype) + U @ M @ U.T
 
 
 @pytest.mark.parametrize("columns", [0, 3])
-def test_it_is_the_matrix(columns):
-    inverse, H = of_updates(9, columns)
+def test_of_low_rank_it_is_the_same(columns):
+    inverse, H = low_rank(9, columns)
     eye = torch.eye(len(H), dtype=torch.float64)
     torch.testing.assert_close(torch.stack([inverse.times(e) for e in eye]), H, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(as_matrix(*inverse.kept(columns + 18)), H, rtol=1e-9, atol=1e-9)
 
 
-def test_it_goes_on_from_what_was_kept():
-    inverse, H = of_updates(4)
-    again = Inverse(H[0], 1, *inverse.kept(8))
+def test_of_low_rank_it_goes_on_from_what_was_kept():
+    inverse, H = low_rank(4)
+    U, M, scale = inverse.kept(8)
+    again = LowRank(U, M, scale, updates=1)
     torch.testing.assert_close(again.times(H[0]), H @ H[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("most", [1, 2, 6, 17])
 def test_of_too_many_directions_those_stay_that_differ_most(most):
     """In the ratio to the multiple of the identity; beside all eigenvalues of the matrix."""
-    inverse, H = of_updates(9)
-    U, numbers = inverse.kept(most)
+    inverse, H = low_rank(9)
+    U, M, scale = inverse.kept(most)
     k = max(most // 2, 1)
     assert U.shape == (40, k)
-    scale, M = float(numbers[0]), numbers[1:].view(k, k)
+    assert M.shape == (k, k)
     torch.testing.assert_close(U.T @ U, torch.eye(k, dtype=torch.float64))
     values, vectors = torch.linalg.eigh(H)
     far = (values / scale).log().abs().argsort(descending=True)[:k]
     expected = (vectors[:, far] * (values[far] - scale)) @ vectors[:, far].T
     torch.testing.assert_close(U @ M @ U.T, expected, rtol=1e-6, atol=1e-8)
-    assert float(torch.linalg.eigvalsh(as_matrix(U, numbers))[0]) > 0.0
-
-
-def test_nor_is_more_kept_than_memory_allows(monkeypatch):
-    inverse, _ = of_updates(9)
-    monkeypatch.setattr(broyden, "NUMBERS", 40 * 6)
-    assert inverse.kept(17)[0].shape == (40, 3)
-    monkeypatch.setattr(broyden, "NUMBERS", 1)
-    assert inverse.kept(17)[0].shape == (40, 1)
+    assert float(torch.linalg.eigvalsh(as_matrix(U, M, scale))[0]) > 0.0

@@ -13,13 +13,12 @@ from tests.parts.residuals import Residuals
 from torch import nn
 
 from latephase import HessianFree
-from latephase.parts import Direct, Hybrid, Path, QuasiNewton, Sampled
+from latephase.parts import Direct, Hybrid, Path, Sampled
 from latephase.parts.direct import OTHER
 from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE, Pace
 from latephase.study.strategies.broyden import Minimiser
 
-NOTHING = torch.zeros(4, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-"""What is known of the curvature before the first gradient: H = I."""
+EYE = torch.eye(4, dtype=torch.float64)
 
 
 def residuals(seed: int = 0) -> Residuals:
@@ -29,11 +28,11 @@ def residuals(seed: int = 0) -> Residuals:
 
 def remembering(problem, **changes):
     pace = Pace(direct=1e-9, burst=math.inf, left=2.0, patience=5.0, price=10.0)
-    return replace(problem, memory=pace._replace(**changes).remembered(*NOTHING))
+    return replace(problem, memory=pace._replace(**changes).remembered(EYE))
 
 
 def pace_of(path: Path) -> Pace:
-    return Pace(*path.memory.numbers[: len(Pace._fields)].tolist())
+    return Pace(*path.memory.numbers.tolist())
 
 
 def test_where_a_direct_step_is_fast_it_is_all_there_is():
@@ -50,8 +49,7 @@ def test_where_it_is_slow_gradients_are_next():
     path = Hybrid()(problem)
     assert torch.equal(path.steps[1], Direct()(problem).steps[1])
     pace = pace_of(path)
-    assert path.memory.metric.shape == (4, 0)
-    assert float(path.memory.numbers[-1]) == 1.0
+    assert torch.equal(path.memory.metric, EYE)
     assert pace.direct == pytest.approx(math.log(problem.loss_0 / path.losses[1]) / pace.price)
     assert (pace.burst, pace.left, pace.patience) == (math.inf, IN_A_ROW, IN_A_ROW)
     following = Hybrid()(replace(problem, memory=path.memory))
@@ -88,12 +86,11 @@ def test_a_burst_goes_where_the_peer_goes():
 def test_a_burst_learns_and_leaves_what_it_was_given():
     memory = remembering(residuals().problem).memory
     path = Hybrid()(remembering(residuals().problem))
-    assert memory.metric.shape == (4, 0)
-    U, numbers = path.memory.metric, path.memory.numbers[len(Pace._fields) :]
-    assert U.shape[1] > 0
-    H = numbers[0] * torch.eye(4, dtype=torch.float64) + U @ numbers[1:].view(U.shape[1], -1) @ U.T
+    assert torch.equal(memory.metric, EYE)
+    H = path.memory.metric
     torch.testing.assert_close(H, H.T)
     assert float(torch.linalg.eigvalsh(H)[0]) > 0.0
+    assert not torch.equal(H, EYE)
     expected = math.log(residuals().problem.loss_0 / path.losses[path.last]) / path.last
     assert pace_of(path).burst == pytest.approx(expected)
 
@@ -131,14 +128,11 @@ def test_direct_steps_that_are_tried_in_vain_are_tried_less_often(burst: float, 
     assert (pace.left, pace.patience) == (left, patience)
 
 
-def test_what_another_solver_remembered_is_not_its_own():
+@pytest.mark.parametrize("metric", [EYE[:, :3], EYE[:3, :3]], ids=["vectors", "of other parameters"])
+def test_what_another_solver_remembered_is_not_its_own(metric: torch.Tensor):
     problem = residuals().problem
-    foreign = QuasiNewton()(problem).memory
-    assert Hybrid()(replace(problem, memory=foreign)).method.startswith("direct")
-
-
-def test_no_more_is_kept_than_may_be():
-    assert Hybrid(kept=3)(remembering(residuals().problem)).memory.metric.shape == (4, 1)
+    foreign = replace(problem, memory=pace_of(Hybrid()(problem)).remembered(metric))
+    assert Hybrid()(foreign).method.startswith("direct")
 
 
 @pytest.mark.parametrize("why", ["other data", "too many parameters"])
@@ -232,10 +226,7 @@ def test_a_step_that_fails_leaves_what_was_remembered():
     assert torch.equal(opt.state[model[0].weight]["metric"], before)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("largest", 0), ("largest", 1.5), ("kept", 0), ("kept", 1.5), ("burst", 0.0), ("burst", math.nan)],
-)
+@pytest.mark.parametrize(("option", "value"), [("largest", 0), ("largest", 1.5), ("burst", 0.0), ("burst", math.nan)])
 def test_what_it_refuses(option: str, value: Any):
     with pytest.raises((TypeError, ValueError), match=option):
         Hybrid(**{option: value})

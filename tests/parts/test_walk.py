@@ -10,17 +10,19 @@ import torch
 from tests.parts.residuals import Residuals
 
 from latephase.parts import Memory
-from latephase.parts.broyden import Inverse, update
+from latephase.parts.broyden import Dense, Inverse, LowRank, update
 from latephase.parts.walk import Walk
 from latephase.parts.wolfe import Place, first_step, weak_wolfe
 
 EYE = torch.eye(5, dtype=torch.float64)
+INVERSES = {"dense": lambda: Dense(EYE), "low rank": lambda: LowRank(EYE[:, :0], EYE[:0, :0], 1.0, updates=9)}
 
 
-def test_it_goes_where_the_definition_goes() -> None:
+@pytest.mark.parametrize("inverse", [make() for make in INVERSES.values()], ids=list(INVERSES))
+def test_it_goes_where_the_definition_goes(inverse: Inverse) -> None:
     data = Residuals(M=9, P=5, bent=0.3)
     at = lambda p: Place(p, *data.gradient(p))  # noqa: E731
-    walk = Walk(at(torch.zeros(5, dtype=torch.float64)), Inverse(EYE[0], 9))
+    walk = Walk(at(torch.zeros(5, dtype=torch.float64)), inverse)
     here, H, before, gradients = walk.here, EYE.clone(), None, 0
     for _ in range(9):
         d = -H @ here.g
@@ -41,7 +43,7 @@ def test_what_was_before_says_how_far_to_go_first() -> None:
     firsts = []
     for before in None, start.loss + 1e-9:
         asked: list[torch.Tensor] = []
-        walk = Walk(start, Inverse(EYE[0], 1), before)
+        walk = Walk(start, Dense(EYE), before)
         walk.advance(lambda p: asked.append(p) or Place(p, *data.gradient(p)))  # noqa: B023
         firsts.append(float(asked[0].norm()))
     assert firsts[1] < 1e-3 * firsts[0]
@@ -49,7 +51,7 @@ def test_what_was_before_says_how_far_to_go_first() -> None:
 
 def test_where_nothing_is_lower_it_stays() -> None:
     data = Residuals(M=9, P=5)
-    walk = Walk(Place(torch.zeros(5, dtype=torch.float64), *data.gradient(torch.zeros(5).double())), Inverse(EYE[0], 1))
+    walk = Walk(Place(torch.zeros(5, dtype=torch.float64), *data.gradient(torch.zeros(5).double())), Dense(EYE))
     assert not walk.advance(lambda p: Place(p, math.inf, p))
     assert not bool(walk.here.p.any())
 
@@ -57,7 +59,7 @@ def test_where_nothing_is_lower_it_stays() -> None:
 def test_its_way_is_a_step_to_take() -> None:
     data = Residuals(M=9, P=5)
     problem = replace(data.problem, loss_at=lambda p: 1.0 + data.loss(p))
-    walk = Walk(Place(torch.zeros(5, dtype=torch.float64), *data.gradient(torch.zeros(5).double())), Inverse(EYE[0], 1))
+    walk = Walk(Place(torch.zeros(5, dtype=torch.float64), *data.gradient(torch.zeros(5).double())), Dense(EYE))
     walk.advance(lambda p: Place(p, *data.gradient(p)))
     path = walk.path(problem, Memory(EYE, EYE[0]))
     assert path.steps == {walk.gradients: walk.here.p}

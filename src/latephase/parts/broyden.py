@@ -5,13 +5,14 @@ their two.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-NUMBERS = 2**29  # of an approximation that are kept at most: 2 GiB in float32
+HELD = 16  # updates that are added to a matrix at a time
 
 
 class Choice(NamedTuple):
@@ -79,40 +80,27 @@ def change(s: Tensor, y: Tensor, Hy: Tensor, sBs: float, choose: Callable[..., C
     return Change(tau, torch.stack((s, Hy), dim=1), K)
 
 
-class Inverse:
-    """An approximation H = cI + UMUᵀ of the inverse Hessian, which each update changes in two directions.
-
-    It may be of any number of parameters: what is kept for long is what differs most from a multiple of the identity.
+class Inverse(ABC):
+    """An approximation H = cH₀ + UMUᵀ of the inverse Hessian, whose updates change it in two directions each.
 
     Args:
-        parameters: A vector of as many numbers as there are parameters, [P], for their type.
-        updates: Most that are added.
-        columns: U at first, [P, k]; by default none.
-        numbers: c, and then M's, [1 + k²]; by default H is I.
-
-    >>> import torch
-    >>> inverse = Inverse(torch.zeros(2), updates=1)
-    >>> s, y = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
-    >>> inverse.add(change(s, y, inverse.times(y), sBs=1.0))
-    >>> inverse.times(y)
-    tensor([1., 0.])
+        columns: U, [P, K]: those there are at first, and room for more.
+        weights: M, [K, K], likewise.
+        used: How many there are at first.
+        scale: c.
     """
 
-    def __init__(
-        self, parameters: Tensor, updates: int, columns: Tensor | None = None, numbers: Tensor | None = None
-    ) -> None:
-        k = 0 if columns is None else columns.shape[1]
-        room = k + 2 * updates
-        self._used, self._scale = k, 1.0
-        self._columns, self._weights = parameters.new_empty(len(parameters), room), parameters.new_zeros(room, room)
-        if columns is not None and numbers is not None:
-            self._columns[:, :k], self._weights[:k, :k] = columns, numbers[1:].view(k, k)
-            self._scale = float(numbers[0])
+    def __init__(self, columns: Tensor, weights: Tensor, used: int, scale: float) -> None:
+        self._columns, self._weights, self._used, self._scale = columns, weights, used, scale
+
+    @abstractmethod
+    def _first(self, x: Tensor) -> Tensor:
+        """Return cH₀x."""
 
     def times(self, x: Tensor) -> Tensor:
         """Return Hx."""
         U, M = self._low_rank()
-        return self._scale * x + U @ (M @ (U.T @ x))
+        return self._first(x) + U @ (M @ (U.T @ x))
 
     def add(self, change: Change) -> None:
         """Update it."""
@@ -122,22 +110,86 @@ class Inverse:
         self._columns[:, here], self._weights[here, here] = change.W, change.K
         self._used += 2
 
-    def kept(self, most: int) -> tuple[Tensor, Tensor]:
-        """Return U, and c and M's numbers; if that is more than `most` columns, anew, and half as many.
-
-        Those are orthonormal then, and the directions in which H differs most from cI, in ratio. Nor are there more
-        than `NUMBERS` allows.
-        """
-        U, M = self._low_rank()
-        most = min(most, max(NUMBERS // len(U), 2))
-        if self._used > most:
-            Q, R = torch.linalg.qr(U)
-            values, W = torch.linalg.eigh((R @ M @ R.T).double())
-            ratios = 1.0 + values / self._scale
-            ratios[ratios <= torch.finfo(U.dtype).eps] = 1.0  # rounding: H is positive definite
-            which = ratios.log().abs().topk(min(max(most // 2, 1), len(values))).indices
-            U, M = Q @ W[:, which].type_as(U), values[which].type_as(U).diag()
-        return U, torch.cat([M.new_tensor([self._scale]), M.flatten()])
-
     def _low_rank(self) -> tuple[Tensor, Tensor]:
         return self._columns[:, : self._used], self._weights[: self._used, : self._used]
+
+
+class Dense(Inverse):
+    """All P² numbers of it. Updates are kept apart, and added a few at a time.
+
+    To read or write P² numbers is most of what a dense quasi-Newton method does beside its gradients. Here H₀ is read
+    once per iteration and written once in `HELD` of them.
+
+    Args:
+        H: At first, [P, P]; it is copied.
+
+    >>> import torch
+    >>> inverse = Dense(torch.eye(2))
+    >>> s, y = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
+    >>> inverse.add(change(s, y, inverse.times(y), sBs=1.0))
+    >>> inverse.times(y)
+    tensor([1., 0.])
+    """
+
+    def __init__(self, H: Tensor) -> None:
+        super().__init__(H.new_zeros(len(H), 2 * HELD), H.new_zeros(2 * HELD, 2 * HELD), 0, 1.0)
+        self._H = H.clone()
+
+    def _first(self, x: Tensor) -> Tensor:
+        return self._scale * (self._H @ x)
+
+    def add(self, change: Change) -> None:
+        """Update it."""
+        if self._used == 2 * HELD:
+            self._settle()
+        super().add(change)
+
+    def dense(self) -> Tensor:
+        """Return H, [P, P], which the next update may overwrite."""
+        self._settle()
+        return self._H
+
+    def _settle(self) -> None:
+        U, M = self._low_rank()
+        self._H.addmm_(U @ M, U.T, beta=self._scale)
+        self._scale, self._used = 1.0, 0
+        self._weights.zero_()
+
+
+class LowRank(Inverse):
+    """cI and what differs from it in few directions, for any number of parameters.
+
+    Args:
+        U: Columns at first, [P, k].
+        M: Their weights, [k, k].
+        scale: c.
+        updates: Most that are added.
+
+    >>> import torch
+    >>> inverse = LowRank(torch.eye(3)[:, :1], torch.tensor([[-0.5]]), scale=2.0, updates=1)
+    >>> inverse.times(torch.ones(3))
+    tensor([1.5000, 2.0000, 2.0000])
+    """
+
+    def __init__(self, U: Tensor, M: Tensor, scale: float, updates: int) -> None:
+        (P, k), room = U.shape, U.shape[1] + 2 * updates
+        super().__init__(U.new_empty(P, room), U.new_zeros(room, room), k, scale)
+        self._columns[:, :k], self._weights[:k, :k] = U, M
+
+    def _first(self, x: Tensor) -> Tensor:
+        return self._scale * x
+
+    def kept(self, most: int) -> tuple[Tensor, Tensor, float]:
+        """Return U, M and c; if that is more than `most` columns, anew, and half as many.
+
+        Those are orthonormal then, and the directions in which H differs most from cI, in ratio.
+        """
+        U, M = self._low_rank()
+        if self._used <= most:
+            return U, M, self._scale
+        Q, R = torch.linalg.qr(U)
+        values, W = torch.linalg.eigh((R @ M @ R.T).double())
+        ratios = 1.0 + values / self._scale
+        ratios[ratios <= torch.finfo(U.dtype).eps] = 1.0  # rounding: H is positive definite
+        which = ratios.log().abs().topk(min(max(most // 2, 1), len(values))).indices
+        return Q @ W[:, which].type_as(U), values[which].type_as(U).diag(), self._scale

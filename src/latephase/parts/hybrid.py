@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latephase.checks import positive, positive_integer
-from latephase.parts.broyden import Inverse
+from latephase.parts.broyden import Dense
 from latephase.parts.direct import Direct
 from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, Memory, Path
@@ -22,9 +22,6 @@ PROBE = 15  # gradients after which iterations that bring too little end
 IN_A_ROW = 5.0  # bursts after which a direct step is tried, whatever the last one has brought; twice as many if in vain
 LEARNING = 3.0  # bursts that what is learned afresh has before it is compared
 GROWTH = 1.1  # by which what is expected of gradients grows with each direct step
-
-Metric = tuple[Tensor, Tensor]
-"""What an `Inverse` keeps."""
 
 
 class Pace(NamedTuple):
@@ -54,9 +51,9 @@ class Pace(NamedTuple):
         """Whether bursts are compared: the first ones learn."""
         return self.left <= self.patience - LEARNING
 
-    def remembered(self, columns: Tensor, numbers: Tensor) -> Memory:
-        """Return what is to be remembered, with what an `Inverse` keeps."""
-        return Memory(columns, torch.cat([numbers.new_tensor(self), numbers]))
+    def remembered(self, metric: Tensor) -> Memory:
+        """Return what is to be remembered of both."""
+        return Memory(metric, metric.new_tensor(self))
 
 
 @dataclass(frozen=True)
@@ -66,18 +63,17 @@ class Hybrid:
     Gauss-Newton and quasi-Newton steps (Fletcher & Xu 1987). The first see nothing of the residuals' own curvature:
     they crawl where that bends the loss most, far from the end, and are beyond all others near it. The second are those
     of the self-scaled Broyden family; their approximation of the inverse Hessian begins at the identity and is kept
-    from step to step, as `kept` vectors at most. A step is then a burst of their iterations, for as long as gradients
-    lower the logarithm of the loss by more, each, than the last direct step did by its price; the first three bursts,
-    which learn most, are not compared. After five another direct step is tried, after ten more the next, and so on.
-    Once one lowers the loss fourfold the approximation is dropped.
+    from step to step, P² numbers. A step is then a burst of their iterations, for as long as gradients lower the
+    logarithm of the loss by more, each, than the last direct step did by its price; the first three bursts, which learn
+    most, are not compared. After five another direct step is tried, after ten more the next, and so on. Once one lowers
+    the loss fourfold the approximation is dropped.
 
     Where a step is judged on other data, only direct steps are taken: an approximation that learns from one batch after
     the other would learn their differences.
 
     Attributes:
         direct: What solves directly, for all rows or for a sample of them.
-        largest: Most parameters with which there are bursts.
-        kept: Most vectors of the approximation that are kept, see `Inverse.kept`.
+        largest: Most parameters that P² numbers are kept for.
         burst: Length of a burst, in prices of direct steps.
 
     >>> import torch
@@ -96,12 +92,10 @@ class Hybrid:
     measures_damping: ClassVar[bool] = True
     direct: Direct | Sampled = field(default_factory=Direct)
     largest: int = 6000
-    kept: int = 400
     burst: float = 2.0
 
     def __post_init__(self) -> None:
         positive_integer("largest", self.largest)
-        positive_integer("kept", self.kept)
         positive("burst", self.burst)
 
     def accepts(self, rows: int, samples: int, size: int) -> bool:
@@ -127,34 +121,32 @@ class Hybrid:
             return path
         rate, found = math.log(problem.loss_0 / after) / price, _recalled(problem)
         if found is None:
-            nothing = Inverse(problem.b, 0).kept(self.kept)
-            return replace(path, memory=Pace(rate, math.inf, IN_A_ROW, IN_A_ROW, price).remembered(*nothing))
+            learned = torch.ones_like(problem.b).diag()  # nothing yet
+            return replace(path, memory=Pace(rate, math.inf, IN_A_ROW, IN_A_ROW, price).remembered(learned))
         metric, pace = found
         kept = pace._replace(direct=rate, burst=GROWTH * pace.burst, price=price)
         patience = 2.0 * pace.patience if kept.prefers_bursts else IN_A_ROW
         left = patience if kept.prefers_bursts else IN_A_ROW - LEARNING
-        return replace(path, memory=kept._replace(left=left, patience=patience).remembered(*metric))
+        return replace(path, memory=kept._replace(left=left, patience=patience).remembered(metric))
 
-    def _burst(self, problem: DampedProblem, metric: Metric, pace: Pace) -> Path:
+    def _burst(self, problem: DampedProblem, metric: Tensor, pace: Pace) -> Path:
         """Iterations from θ; where they bring nothing, a direct step instead."""
-        inverse = Inverse(problem.b, math.ceil(self.burst * pace.price), *metric)
+        inverse = Dense(metric)
         walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), inverse)
         while walk.gradients < self.burst * pace.price:
             if pace.judged and walk.gradients >= PROBE and walk.rate < 0.5 * pace.direct:
                 break
             if not walk.advance(lambda p: place(problem, p)):
                 break
-        path = walk.path(
-            problem, pace._replace(burst=walk.rate, left=pace.left - 1.0).remembered(*inverse.kept(self.kept))
-        )
+        path = walk.path(problem, pace._replace(burst=walk.rate, left=pace.left - 1.0).remembered(inverse.dense()))
         if path.losses[path.last] < problem.loss_0:
             return path
         return self._direct_step(replace(problem, memory=None))
 
 
-def _recalled(problem: DampedProblem) -> tuple[Metric, Pace] | None:
-    """What an earlier step has left; None if it is nothing, or another solver's."""
-    memory, many = problem.memory, len(Pace._fields)
-    if memory is None or len(memory.numbers) != many + 1 + memory.metric.shape[1] ** 2:
+def _recalled(problem: DampedProblem) -> tuple[Tensor, Pace] | None:
+    """What an earlier step has left; None if it is nothing, or of another solver, or of other parameters."""
+    P, memory = problem.b.numel(), problem.memory
+    if memory is None or memory.metric.shape != (P, P) or len(memory.numbers) != len(Pace._fields):
         return None
-    return (memory.metric, memory.numbers[many:]), Pace(*memory.numbers[:many].tolist())
+    return memory.metric, Pace(*memory.numbers.tolist())

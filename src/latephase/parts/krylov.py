@@ -147,18 +147,17 @@ class Space:
         """Return (G + λ)⁻¹e as far as the space reaches, shape (P,)."""
         return scaled(self._scale, self.solve(lam, self.V @ scaled(self._scale, e)))
 
-    def metric(self, lam: float) -> tuple[Tensor, Tensor]:
-        """Return (G + λ)⁻¹ as UMUᵀ + cI: U of shape (P, k), and c and M's numbers, of shape (1 + k²,).
+    def metric(self, lam: float) -> tuple[Tensor, Tensor, float]:
+        """Return (G + λ)⁻¹ as UMUᵀ + cI: U of shape (P, k), M, and c.
 
         It is exact in the space, and as if the curvature were its least there beyond it. Where parameters have
         different λ the space is of others, and U empty.
         """
         beyond = 1.0 / (lam + max(float(self.eigenvalues[0]), 0.0))
-        c = self.V.new_tensor([beyond])
         if self._scale is not None:
-            return self.V.new_empty(self.V.shape[1], 0), c
-        M = (self._Q * (1.0 / (self.eigenvalues + lam) - beyond)) @ self._Q.T
-        return self.V.T, torch.cat([c, M.flatten().type_as(c)])
+            return self.V.new_empty(self.V.shape[1], 0), self.V.new_empty(0, 0), beyond
+        values = 1.0 / (self.eigenvalues + lam) - beyond
+        return self.V.T, ((self._Q * values) @ self._Q.T).type_as(self.V), beyond
 
     def solve(self, lam: float, y: Tensor) -> Tensor:
         """Return Vᵀ(T + λI)⁻¹y for y of shape (k,): a vector of shape (P,)."""

@@ -8,11 +8,13 @@ from typing import ClassVar
 import torch
 
 from latephase.checks import positive_fraction, positive_integer
-from latephase.parts.broyden import Inverse
+from latephase.parts.broyden import LowRank
 from latephase.parts.krylov import Krylov
 from latephase.parts.solver import DampedProblem, Memory, Path
 from latephase.parts.walk import Walk
 from latephase.parts.wolfe import Place, place
+
+NUMBERS = 2**29  # that are kept at most, 2 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class QuasiNewton:
         path = walk.path(problem, self._kept(walk, inverse))
         return path if path.losses[path.last] < problem.loss_0 else None
 
-    def _recalled(self, problem: DampedProblem) -> tuple[Inverse, float | None]:
-        memory = problem.memory
+    def _recalled(self, problem: DampedProblem) -> tuple[LowRank, float | None]:
+        b, memory = problem.b, problem.memory
         if memory is None or len(memory.numbers) != 2 + memory.metric.shape[1] ** 2:
-            return Inverse(problem.b, self.most), None
-        return Inverse(problem.b, self.most, memory.metric, memory.numbers[1:]), float(memory.numbers[0])
+            return LowRank(b.new_empty(len(b), 0), b.new_empty(0, 0), 1.0, self.most), None
+        scale, before = memory.numbers[:2].tolist()
+        U, M = memory.metric, memory.numbers[2:]
+        return LowRank(U, M.view(U.shape[1], -1), scale, self.most), before
 
     def _by_products(self, problem: DampedProblem) -> Path:
         """A Krylov step, and on from there."""
@@ -81,7 +85,7 @@ class QuasiNewton:
         if space is None or not len(path.steps):
             return path
         lam = max((path.damping_factor or 1.0) * space.damping, self.floor * space.largest)
-        inverse = Inverse(problem.b, self.most, *space.metric(lam))
+        inverse = LowRank(*space.metric(lam), self.most)
         walk = Walk(place(problem, path.steps[path.last]), inverse)
         walk.gradients = 1  # to know the place
         self._advance(walk, problem)
@@ -97,10 +101,10 @@ class QuasiNewton:
         while walk.gradients < self.most and walk.advance(lambda p: place(problem, p)):
             pass
 
-    def _kept(self, walk: Walk, inverse: Inverse) -> Memory:
+    def _kept(self, walk: Walk, inverse: LowRank) -> Memory:
+        U, M, scale = inverse.kept(min(self.kept, max(NUMBERS // len(walk.here.p), 2)))
         before = walk.here.loss if walk.before is None else walk.before
-        U, numbers = inverse.kept(self.kept)
-        return Memory(U, torch.cat([numbers.new_tensor([before]), numbers]))
+        return Memory(U, torch.cat([M.new_tensor([scale, before]), M.flatten()]))
 
     @staticmethod
     def _keeps(problem: DampedProblem) -> bool:
