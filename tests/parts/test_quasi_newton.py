@@ -101,13 +101,11 @@ def test_what_is_kept_makes_of_several_steps_one() -> None:
     assert forgotten > 100.0 * kept
 
 
-@pytest.mark.parametrize("kept", [4, 11, 400])
-def test_no_more_is_kept_than_may_be(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kept", "columns"), [(4, 2), (11, 5), (400, 34)])
+def test_no_more_is_kept_than_may_be(kept: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 17 moves two vectors each."""
     residuals = Residuals(M=60, P=40)
-    U = QuasiNewton(most=20, kept=kept)(residuals.problem).memory.metric
-    assert len(U) == 40
-    assert U.shape[1] == (kept // 2 if kept < 30 else 2 * 20) or kept == 400
-    assert U.shape[1] <= kept
+    assert QuasiNewton(most=20, kept=kept)(residuals.problem).memory.metric.shape == (40, columns)
     monkeypatch.setattr(quasi_newton, "NUMBERS", 40 * 6)
     assert QuasiNewton(most=20, kept=kept)(residuals.problem).memory.metric.shape[1] == min(kept, 6) // 2
 
@@ -173,7 +171,7 @@ def test_it_takes_no_more_gradients_than_it_may() -> None:
     asked = []
     problem = replace(residuals.problem, gradient_at=lambda p: asked.append(p) or residuals.gradient(p))
     path = QuasiNewton(krylov=KRYLOV, most=7)(on_other_data(problem))
-    assert 7 <= len(asked) <= 7 + 24
+    assert 7 <= len(asked) <= 7 + 12
     assert path.method.endswith(f"then {len(asked)} gradients of self-scaled Broyden")
 
 
@@ -182,7 +180,7 @@ def test_it_ends_where_no_gradient_brings_more() -> None:
     asked = []
     problem = replace(residuals.problem, gradient_at=lambda p: asked.append(p) or residuals.gradient(p))
     QuasiNewton(krylov=KRYLOV, most=200)(on_other_data(problem))
-    assert len(asked) < 100
+    assert len(asked) < 40
 
 
 def test_what_only_the_model_batch_likes_is_not_taken() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.parts.residuals import Residuals
 
-from latephase.parts import Memory
 from latephase.parts.broyden import Dense, Inverse, LowRank, update
 from latephase.parts.walk import Walk
 from latephase.parts.wolfe import Place, first_step, weak_wolfe
@@ -61,9 +60,8 @@ def test_its_way_is_a_step_to_take() -> None:
     problem = replace(data.problem, loss_at=lambda p: 1.0 + data.loss(p))
     walk = Walk(Place(torch.zeros(5, dtype=torch.float64), *data.gradient(torch.zeros(5).double())), Dense(EYE))
     walk.advance(lambda p: Place(p, *data.gradient(p)))
-    path = walk.path(problem, Memory(EYE, EYE[0]))
+    path = walk.path(problem)
     assert path.steps == {walk.gradients: walk.here.p}
     assert path.losses == {walk.gradients: pytest.approx(1.0 + walk.here.loss)}
     assert path.predicted == path.slope == path.losses[path.last] - problem.loss_0
     assert path.damping_factor == 1.0
-    assert torch.equal(path.memory.metric, EYE)

@@ -138,9 +138,10 @@ class Hybrid:
                 break
             if not walk.advance(lambda p: place(problem, p)):
                 break
-        path = walk.path(problem, pace._replace(burst=walk.rate, left=pace.left - 1.0).remembered(inverse.dense()))
+        path = walk.path(problem)
         if path.losses[path.last] < problem.loss_0:
-            return path
+            after = pace._replace(burst=walk.rate, left=pace.left - 1.0)
+            return replace(path, memory=after.remembered(inverse.dense()))
         return self._direct_step(replace(problem, memory=None))
 
 

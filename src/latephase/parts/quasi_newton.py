@@ -68,8 +68,8 @@ class QuasiNewton:
         inverse, before = self._recalled(problem)
         walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), inverse, before)
         self._advance(walk, problem)
-        path = walk.path(problem, self._kept(walk, inverse))
-        return path if path.losses[path.last] < problem.loss_0 else None
+        path = walk.path(problem)
+        return replace(path, memory=self._kept(walk, inverse)) if path.losses[path.last] < problem.loss_0 else None
 
     def _recalled(self, problem: DampedProblem) -> tuple[LowRank, float | None]:
         b, memory = problem.b, problem.memory

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from latephase.parts.broyden import Inverse, change
-from latephase.parts.solver import DampedProblem, Memory, Path
+from latephase.parts.solver import DampedProblem, Path
 from latephase.parts.wolfe import Place, first_step, weak_wolfe
 
 
@@ -17,18 +17,17 @@ class Walk:
 
     Args:
         start: The place.
-        inverse: H, which is updated.
+        inverse: H, which learns from each move.
         before: The loss at the place before it; None where there is none.
 
     Attributes:
         here: Where it has come to.
-        inverse: H now.
         gradients: How many it has taken.
         before: The loss at the place before `here`.
     """
 
     def __init__(self, start: Place, inverse: Inverse, before: float | None = None) -> None:
-        self.here, self.inverse, self.gradients, self.before = start, inverse, 0, before
+        self.here, self._inverse, self.gradients, self.before = start, inverse, 0, before
         self._Hg = inverse.times(start.g)
         self._loss_0 = start.loss
 
@@ -45,16 +44,16 @@ class Walk:
         if found.place is None:
             return False
         s, y = found.place.p - here.p, found.place.g - here.g
-        Hg = self.inverse.times(found.place.g)
+        Hg = self._inverse.times(found.place.g)
         if float(s.dot(y)) > 1e-10 * float(s.norm()) * float(y.norm()):
             update = change(s, y, Hg - self._Hg, -found.step * float(s.dot(here.g)))  # sᵀBs, as Bs = −αg
-            self.inverse.add(update)
+            self._inverse.add(update)
             Hg = update.of(Hg, found.place.g)
         self.here, self.before, self._Hg = found.place, here.loss, Hg
         return True
 
-    def path(self, problem: DampedProblem, memory: Memory) -> Path:
-        """Return the way here from zero as a step to take, with what is to be remembered then."""
+    def path(self, problem: DampedProblem) -> Path:
+        """Return the way here from zero as a step to take."""
         loss = problem.loss_at(self.here.p)
         fall = loss - problem.loss_0
         return Path(
@@ -65,5 +64,4 @@ class Walk:
             slope=fall,
             losses={self.gradients: loss},
             method=f"{self.gradients} gradients of self-scaled Broyden",
-            memory=memory,
         )
