@@ -9,12 +9,15 @@ import torch
 from tests.comparison import assert_close, normal_vector
 from torch import Tensor, nn
 
-from latephase.curvature import GGN
+from latephase.curvature import GGN, jacobian
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.options import DEFAULT_OPTIONS
+from latephase.curvature.outer_rows import OuterRows
+from latephase.distributed import ALONE, Alone
 from latephase.micro_batches import Batches, MicroBatch
 from latephase.objective import ClosureObjective, Given, TrialLosses
 from latephase.parameters import Parameters
+from latephase.parts.solver import Factor
 from latephase.transaction import Transaction
 
 KIND = Kind(GGN, DEFAULT_OPTIONS)
@@ -47,6 +50,23 @@ def test_weight_decay_is_in_loss_gradient_and_curvature() -> None:
     assert loss_model == loss == pytest.approx(float(0.5 * theta @ C @ theta), rel=1e-12)
     assert_close(gradient, C @ theta)
     assert_close(curvature(v), C @ v)
+
+
+@pytest.mark.parametrize("ranks", [ALONE, Alone()])
+def test_ranks_meet_in_whole_rows(ranks: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another instance stands for several processes."""
+    monkeypatch.setattr(jacobian, "LARGE", 0)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 1)).double(), normal_vector(150, 3).view(5, 30)
+    parameters = Parameters([{"params": [*model.parameters()], "weight_decay": 0.0}])
+    part = [MicroBatch(lambda: ((z := model(x)).square().sum(), z), 1.0)]
+    objective = ClosureObjective(parameters, Transaction(parameters), Batches(part, part, part), KIND, ranks=ranks)
+    objective.expand()
+    factor = objective.factor(lambda rows, samples: 1.0)
+    assert isinstance(factor, Factor)
+    assert isinstance(factor.R, OuterRows) == (ranks is ALONE)
+    v = normal_vector(parameters.numel, 4)
+    assert_close(factor.R.T @ (factor.R @ v), objective.product(v))
 
 
 def test_what_is_given_is_not_computed() -> None:

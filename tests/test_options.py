@@ -1073,11 +1073,23 @@ def test_damping_grows_beyond_the_curvature_only_where_the_model_can_be_blamed(o
         problem.opt.step(problem.forward, evaluate=evaluate)
         record = problem.opt.last_step
         if other_data and limited:
-            assert record.next_damping <= max(record.damping, float(largest) * (1 + 1e-9))
+            assert record.next_damping <= max(record.damping + largest / 50, largest) * (1 + 1e-9)
     if other_data and limited:
         assert 0.15 < record.next_damping < 0.1 * 1.5**29
     else:
         assert record.next_damping == pytest.approx(0.1 * 1.5**30, rel=1e-9)
+
+
+@pytest.mark.parametrize("beyond", [0.0, 1.0 / 50.0, 0.3])
+def test_beyond_the_curvature_damping_grows_by_a_share_of_it(beyond: float) -> None:
+    """Conjugate gradients that solve the system meet the whole spectrum, so `largest` is that of the matrix."""
+    problem = plain(damping=1e3, damping_rule=Growing(beyond=beyond))
+    problem.opt.step(problem.forward, evaluate=closure(problem.model, batch(9, seed=41)))
+    growth = problem.opt.last_step.next_damping - 1e3
+    largest = float(torch.linalg.eigvalsh(ggn(plain().model, problem.gradient[0])).max())
+    assert growth == 0.0 if beyond == 0.0 else 0.0 < growth <= beyond * largest * (1 + 1e-9)
+    if beyond:
+        assert growth > 0.01 * beyond * largest  # of the direction in hand, which is the gradient's
 
 
 def test_damping_above_the_curvature_may_shrink() -> None:

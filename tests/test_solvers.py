@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tests.contract import Problem, batch, closure, differences, network, plain_network, values
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from latephase import HessianFree, Outcome, StepUndoneWarning
+from latephase.curvature import jacobian
+from latephase.curvature.outer_rows import OuterRows
+from latephase.curvature.rewrite import outer_products
 from latephase.parts import SOLVERS, Direct, Sampled
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
+from latephase.parts.system import System
 
 BEYOND_THE_PAPER = [name for name in SOLVERS if name != "cg"]
 
@@ -191,3 +196,41 @@ def test_the_line_search_takes_the_slope_of_a_bent_step(slope: float | None) -> 
     opt = HessianFree([theta], curvature_opt="hessian", damping=2.0, solver=solver)
     opt.step(lambda: theta.sin().sum())
     assert opt.last_step.outcome is (Outcome.NO_DECREASE if slope is None else Outcome.ACCEPTED)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("solver", ["direct", "sampled"])
+def test_rows_in_factors_take_the_same_steps(solver: str, alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In row space, in parameter space, and from micro-batches of unlike size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2)).double()
+    twin = copy.deepcopy(model)
+    every = Sampled(redundancy=math.inf) if solver == "sampled" else solver
+
+    def steps(network: nn.Sequential) -> list[str]:
+        hidden, last = ([*network[i].parameters()] for i in (0, 2))
+        groups: list[dict[str, Any]] = [
+            {"params": hidden, "weight_decay": 0.0 if alike else 0.01}, {"params": last},
+        ]  # fmt: skip
+        opt = HessianFree(groups, solver=every)
+        for _ in range(3):
+            opt.acc_step(network, mse_loss, [batch(11, seed=1), batch(24, seed=2)], micro_batches_in_memory=2)
+        return [opt.last_step.solver, str(opt.last_step.outcome)]
+
+    ended = steps(model)
+    monkeypatch.setattr(jacobian, "LARGE", 0)
+    monkeypatch.setattr(outer_products, "WORTH", 0.0)
+    seen: list[type] = []
+    monkeypatch.setattr(System, "__init__", spied(System.__init__, lambda factor: seen.append(type(factor.R))))
+    assert steps(twin) == ended
+    assert set(seen) == {OuterRows}
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-8)
+
+
+def spied(init: Callable[..., None], see: Callable[[Any], None]) -> Callable[..., None]:
+    def spying(self: System, factor: Any, g: Tensor, *, in_rows: bool) -> None:
+        see(factor)
+        init(self, factor, g, in_rows=in_rows)
+
+    return spying

@@ -196,11 +196,12 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             for p, piece in zip(parameters.tensors, rows, strict=True):
                 self.state[p].update(metric=piece.to(p.detach()), numbers=memory.numbers.to(p.detach()))
 
-    def _scale_damping(self, factor: float, most: float = math.inf) -> None:
-        """Multiply λ by a factor; above `most` it may shrink, but grows no more."""
+    def _scale_damping(self, factor: float, largest: float = math.inf, beyond: float = 0.0) -> None:
+        """Multiply λ by a factor; above the largest curvature it grows by no more than a share of that."""
         for group in self.param_groups:
             lam = float(group["damping"])
-            grown = min(factor, max(most / lam, 1.0)) if factor > 1.0 and lam > 0.0 else factor
+            most = max(largest, lam + beyond * largest) if math.isfinite(largest) else math.inf
+            grown = min(factor, most / lam) if factor > 1.0 and lam > 0.0 else factor
             group["damping"] = clipped(grown * lam, self.damping_bounds)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

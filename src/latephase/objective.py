@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latephase.checks import real_vector, vector_map
 from latephase.curvature.accumulate import Accumulated, Kind, Term
+from latephase.curvature.outer_rows import whole
 from latephase.curvature.point import evaluate
 from latephase.curvature.returned import loss_and_outputs
 from latephase.distributed import ALONE, Ranks
@@ -174,7 +175,9 @@ class ClosureObjective:
             return next(filter(None, reasons))
         R, rho, passes = made
         self._products += passes
-        return Factor(self._ranks.rows("R", lambda: R), self._ranks.rows("ρ", lambda: rho), self.shift)
+        if self._ranks is not ALONE:  # the ranks meet in whole rows
+            R = self._ranks.rows("R", lambda: whole(R))
+        return Factor(R, self._ranks.rows("ρ", lambda: rho), self.shift)
 
     def change(self, p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) on B; see `Curvature.change`."""

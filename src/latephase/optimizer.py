@@ -170,7 +170,8 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         factor = path.damping_factor or self.damping_rule(actual, path.predicted)
         judged_apart = loss_model != loss_0 and math.isfinite(actual)  # on other data than B
         limited = self.kind.operator is GGN and judged_apart and getattr(self.damping_rule, "limited", False)
-        self._scale_damping(factor, most=path.curvature if limited else math.inf)
+        largest = path.curvature if limited else math.inf
+        self._scale_damping(factor, largest, beyond=getattr(self.damping_rule, "beyond", 0.0))
         # p ← cg_backtracking({p_n}, L_B̄)
         n = self.backtracking(loss_at, path.steps)
         # α ← line_search(p, L_B̄), from α = lr

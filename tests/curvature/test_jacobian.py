@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from latephase.curvature import GGN, ggn, jacobian
 from latephase.curvature.factor import Roots, roots
 from latephase.curvature.jacobian import NotBySampleError
+from latephase.curvature.outer_rows import Outer, OuterRows, whole
+from latephase.curvature.rewrite import outer_products
 
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 N = 7
@@ -126,7 +129,7 @@ def closures() -> dict[str, tuple[nn.Module, Callable[[nn.Module], tuple[Tensor,
 
 def factored(
     model: nn.Module, forward: Callable[[nn.Module], tuple[Tensor, object]]
-) -> tuple[list[nn.Parameter], GGN, list[Roots], Tensor, Tensor]:
+) -> tuple[list[nn.Parameter], GGN, list[Roots], Any, Tensor]:
     """Parameters, G, √H, R and ρ."""
     params = list(model.parameters())
     G = ggn(lambda: forward(model), params)
@@ -155,6 +158,67 @@ def test_rows_are_the_same_in_pieces(name: str, bytes_at_once: int, monkeypatch:
     monkeypatch.setattr(jacobian, "CHUNK_BYTES", bytes_at_once)
     *_, R, _ = factored(model, forward)
     torch.testing.assert_close(R, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.fixture
+def in_factors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """However few rows there are, and however little is gained."""
+    monkeypatch.setattr(jacobian, "LARGE", 0)
+    monkeypatch.setattr(outer_products, "WORTH", 0.0)
+    jacobian._backwards.clear()
+    yield
+    jacobian._backwards.clear()
+
+
+WITHOUT_FACTORS = {"attention"}
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 2**24])
+@pytest.mark.parametrize("name", closures())
+def test_rows_in_factors_are_the_same(
+    name: str, bytes_at_once: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, forward = closures()[name]
+    _, G, found, expected, _ = factored(model, forward)
+    some = [root.sample(0.4) for root in found]
+    part = G.rows(some)[0]
+    request.getfixturevalue("in_factors")
+    monkeypatch.setattr(jacobian, "CHUNK_BYTES", bytes_at_once)
+    R = G.rows(found)[0]
+    assert isinstance(R, OuterRows) == (name not in WITHOUT_FACTORS)
+    torch.testing.assert_close(whole(R), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(whole(G.rows(some)[0]), part, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("above", [0, 1])
+def test_only_large_rows_are_in_factors(above: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp(6, 150, 150, 1)
+    numbers = N * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(jacobian, "LARGE", numbers + above)
+    _, G, found, R, _ = factored(model, lambda model: (F.mse_loss(z := model(data(N, 6)), data(N, 1, seed=1)), z))
+    assert isinstance(R, OuterRows) == (not above)
+    if isinstance(R, OuterRows):  # biases, and the last weight, of shape (1, 150), have nothing to gain
+        assert [isinstance(block, Outer) for block in R.blocks] == [True, False, True, False, False, False]
+    v = data(numbers // N, seed=2)
+    torch.testing.assert_close(R.T @ (R @ v), G @ v, rtol=1e-9, atol=1e-11)
+    assert len(found) == 1
+
+
+def test_what_cannot_be_traced_is_mapped(in_factors: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the program takes derivatives itself, which has to be traced."""
+
+    def untraceable(*_: object) -> None:
+        raise RuntimeError("not this")
+
+    monkeypatch.setattr(jacobian, "traced", untraceable)
+    monkeypatch.setattr(GGN_MODULE, "ROW_BY_ROW", 0)
+    _, G, _, R, _ = factored(*closures()["mse"])
+    v = data(R.shape[1], seed=2)
+    torch.testing.assert_close(R.T @ (R @ v), G @ v, rtol=1e-9, atol=1e-11)
+    model, forward = closures()["an equation at points of its own"]
+    equation = ggn(lambda: forward(model), model.parameters())
+    with pytest.raises(NotBySampleError, match="not this"):
+        equation.rows(equation.roots())
 
 
 @pytest.mark.parametrize("name", closures())
@@ -267,7 +331,7 @@ def test_few_rows_are_had_one_by_one_where_samples_cannot_be_taken_apart(
     R, rho, passes = G.rows(G.roots())
     assert passes == len(R)
     P = R.shape[1]
-    dense = torch.stack([G @ e for e in torch.eye(P).to(R)], dim=1)
+    dense = torch.stack([G @ e for e in torch.eye(P, dtype=R.dtype)], dim=1)
     torch.testing.assert_close(R.T @ R, dense, rtol=1e-8, atol=1e-10)
     gradient = torch.autograd.grad(forward()[0], list(model.parameters()))
     torch.testing.assert_close(R.T @ rho, torch.cat([g.reshape(-1) for g in gradient]), rtol=1e-8, atol=1e-10)

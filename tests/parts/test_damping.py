@@ -106,7 +106,8 @@ def test_every_setting_counts():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lower": 0.8}, {"lower": 0.0}, {"increase": 0.9}, {"decrease": 1.1}, {"decrease": -1.0}]
+    "settings",
+    [{"lower": 0.8}, {"lower": 0.0}, {"increase": 0.9}, {"decrease": 1.1}, {"decrease": -1.0}, {"beyond": -0.1}],
 )
 def test_bad_settings(settings: dict[str, Any]):
     with pytest.raises(ValueError, match="|".join(settings)):

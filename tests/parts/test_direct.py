@@ -15,7 +15,7 @@ from tests.parts.residuals import Residuals, draw
 from latephase import CGStop
 from latephase.parts import Direct
 from latephase.parts.solver import Factor, NoSolutionError
-from latephase.parts.system import System, lower_gram
+from latephase.parts.system import System
 
 
 @property_test
@@ -131,10 +131,3 @@ def test_bad_settings(settings: dict[str, Any]):
 def test_bad_types():
     with pytest.raises(TypeError, match="corrections"):
         Direct(corrections=True)
-
-
-@property_test
-@given(seeds, st.integers(1, 20), st.integers(1, 20))
-def test_lower_gram_is_right_in_and_below_the_diagonal(seed: int, n: int, k: int):
-    A = draw(seed, n, k)
-    torch.testing.assert_close(lower_gram(A).tril(), (A @ A.T).tril())

@@ -13,6 +13,7 @@ from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
 from latephase.curvature.jacobian import NotBySampleError
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
+from latephase.curvature.outer_rows import Rows, stacked
 from latephase.curvature.point import Point
 from latephase.curvature.returned import Forward
 
@@ -111,7 +112,7 @@ class Accumulated:
         every = [root for found in self._roots for root in found]
         return sum(root.rows for root in every), sum(len(root.blocks) for root in every)
 
-    def factor(self, share: float = 1.0) -> tuple[Tensor, Tensor, int] | str:
+    def factor(self, share: float = 1.0) -> tuple[Rows, Tensor, int] | str:
         """Return R of shape (M, P) and ρ of shape (M,) with C = RᵀR and g = Rᵀρ, or say why there are none.
 
         `size` is asked first.
@@ -133,9 +134,7 @@ class Accumulated:
                 R.mul_(term.weight**0.5)
                 rho.mul_(term.weight**0.5)
         passes = max(passes for _, _, passes in pieces)
-        if len(pieces) == 1:
-            return pieces[0][0], pieces[0][1], passes  # R is large: no copy
-        return torch.cat([R for R, _, _ in pieces]), torch.cat([rho for _, rho, _ in pieces]), passes
+        return stacked([R for R, _, _ in pieces]), torch.cat([rho for _, rho, _ in pieces]), passes
 
     def change(self, p: Tensor) -> Tensor:
         """Return √H (z(θ + p) − z(θ)) in the rows of the last factor: shape (M,)."""

@@ -18,6 +18,7 @@ from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.math_kernels import evaluated_with_math_kernels, math_kernels
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
+from latephase.curvature.outer_rows import Rows, stacked
 from latephase.curvature.point import Point
 from latephase.curvature.verify import (
     COTANGENT,
@@ -111,7 +112,7 @@ class GGN(CurvatureOperator[Factors]):
         self._surely(self._hold_in_full)  # there may be no product to hold against the gradient
         return roots(self._hvp, [z.detach() for z in self._point.outputs])
 
-    def rows(self, found: list[Roots]) -> tuple[Tensor, Tensor, int]:
+    def rows(self, found: list[Roots]) -> tuple[Rows, Tensor, int]:
         """Return R = √H J, shape (M, P), ρ of shape (M,) with Rᵀρ = g, and how many backward passes that took.
 
         Raises:
@@ -127,7 +128,7 @@ class GGN(CurvatureOperator[Factors]):
             if passes > ROW_BY_ROW:
                 raise
             pieces = [self._row_by_row(root) for root in found]
-        R = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # large: no copy
+        R = stacked(pieces)
         rho = torch.cat([root.solve(self._engine.slopes) for root in found])
         return R.to(self._parameters.dtype), rho.to(self._parameters.dtype), passes
 
@@ -143,7 +144,7 @@ class GGN(CurvatureOperator[Factors]):
                 found.append(self._parameters.join(self._engine.vjp(u)))
         return torch.stack(found)
 
-    def _rows_of(self, root: Roots, probe: list[Tensor], Jv: list[Tensor]) -> Tensor:
+    def _rows_of(self, root: Roots, probe: list[Tensor], Jv: list[Tensor]) -> Rows:
         """The rows of one batch, seen to be right in one direction."""
         point = self._point
         try:

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.graph import CodeGen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from latephase.curvature.outer_rows import Outer, OuterRows, Rows
 from latephase.curvature.point import Point
 from latephase.curvature.program import Program, mapped, needed
 from latephase.curvature.pull_back import pull_back
 from latephase.curvature.replay import leaves_where_needed, replay
+from latephase.curvature.rewrite.nodes import outputs_of, value_of
+from latephase.curvature.rewrite.outer_products import outer_products
 from latephase.curvature.traced import traced
 
 CHUNK_BYTES = 2**24  # of rows that are in the making at once on a CPU: more than that leaves its caches
 CHUNK_BYTES_OF_DEVICE = 2**28  # on others, which want work for all their cores
+LARGE = 2**25  # entries of R, from which on it is worth seconds of tracing to do with fewer
 
 
 class NotBySampleError(RuntimeError):
@@ -101,7 +106,7 @@ def outputs_at(point: Point, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [z.detach() for z in replay(program._replace(calls=calls), tensors, inputs)]
 
 
-def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], chosen: Tensor | None = None) -> Tensor:
+def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], chosen: Tensor | None = None) -> Rows:
     """Return Jᵀu for every sample n and each of its cotangents u_nk.
 
     Args:
@@ -111,7 +116,7 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], c
         chosen: Which samples they belong to, where not to all: N counts these then, here and below.
 
     Returns:
-        A matrix of shape (N · r, P), row nr + k for u_nk.
+        A matrix of shape (N · r, P), row nr + k for u_nk; where it is large, as `OuterRows`, if that is less work.
 
     Raises:
         NotBySampleError: If nothing that the program takes from outside has a dimension of N samples.
@@ -123,38 +128,70 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], c
     if chosen is not None:
         cut = [(tensor.index_select(dim, chosen), dim) for tensor, dim in cut]
 
-    backward = _traced_backward(one, parameters, cotangents) if differentiates(one.program) else None
+    samples, r = cotangents[0].shape[:2]
+    numbers = samples * r * sum(p.numel() for p in parameters)
+    backward = _traced_backward(one, parameters, cotangents, in_factors=numbers >= LARGE)
 
     def of_sample(cotangents: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
         left = iter(slices)
         inputs = [t if d is None else next(left).unsqueeze(d) for t, d in zip(one.inputs, one.dims, strict=True)]
         if backward is not None:
-            return torch.func.vmap(lambda *u: backward(parameters, inputs, [c.unsqueeze(0) for c in u]))(*cotangents)
+            graph = backward.graph
+            return torch.func.vmap(lambda *u: graph(*parameters, *inputs, *(c.unsqueeze(0) for c in u)))(*cotangents)
         pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
         return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
 
-    samples, r = cotangents[0].shape[:2]
-    R = cotangents[0].new_empty(samples * r, sum(p.numel() for p in parameters), dtype=_common(parameters))
-    most = CHUNK_BYTES if R.device.type == "cpu" else CHUNK_BYTES_OF_DEVICE
-    at_once = max(1, most // max(R[:r].numel() * R.element_size(), 1))
     some_samples = torch.func.vmap(of_sample, in_dims=(0, [dim for _, dim in cut]))
-    # Attention by elementary operations: its fused kernels cannot be mapped.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+
+    def pieces(at_once: int) -> Iterator[tuple[slice, list[Tensor]]]:
         for first in range(0, samples, at_once):
             count = min(at_once, samples - first)
             slices = [tensor.narrow(dim, first, count) for tensor, dim in cut]
-            pieces = some_samples([c[first : first + count] for c in cotangents], slices)
-            # All of R is large: each number is moved once.
-            torch.cat([piece.flatten(0, 1).flatten(1) for piece in pieces], 1, out=R.narrow(0, first * r, count * r))
+            found = some_samples([c[first : first + count] for c in cotangents], slices)
+            yield slice(first * r, (first + count) * r), [piece.flatten(0, 1) for piece in found]
+
+    # Attention by elementary operations: its fused kernels cannot be mapped.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if backward is not None and any(backward.in_factors):
+            chunks = [found for _, found in pieces(_at_once(cotangents[0], backward.numbers * r))]
+            return _in_factors(chunks, backward.in_factors, _common(parameters))
+        R = cotangents[0].new_empty(samples * r, numbers // (samples * r), dtype=_common(parameters))
+        for some, found in pieces(_at_once(R, R[:r].numel())):
+            torch.cat([piece.flatten(1) for piece in found], 1, out=R[some])  # R is large: each number moves once
     return R
+
+
+def _at_once(like: Tensor, numbers: int) -> int:
+    """How many samples with so many numbers each are in the making at once."""
+    most = CHUNK_BYTES if like.device.type == "cpu" else CHUNK_BYTES_OF_DEVICE
+    return max(1, most // max(numbers * like.element_size(), 1))
+
+
+def _in_factors(chunks: Sequence[list[Tensor]], in_factors: Sequence[bool], dtype: torch.dtype) -> OuterRows:
+    """Rows from gradients, some samples after the others; those in factors are two matrices each."""
+    joined = iter([torch.cat(pieces).to(dtype) for pieces in zip(*chunks, strict=True)])
+    return OuterRows([Outer(next(joined), next(joined)) if two else next(joined).flatten(1) for two in in_factors])
 
 
 def _common(tensors: Sequence[Tensor]) -> torch.dtype:
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
-# Of programs that take derivatives themselves, as those of physics-informed networks do: tracing takes seconds.
-_backwards: OrderedDict[object, fx.GraphModule] = OrderedDict()
+class Backward(NamedTuple):
+    """Jᵀu of one sample as a graph in which its own derivatives are resolved.
+
+    Attributes:
+        graph: Maps parameters, inputs and u, all one by one, to Jᵀu, parameter by parameter.
+        in_factors: Which of these are two matrices, see `outer_products`.
+        numbers: How many it returns.
+    """
+
+    graph: fx.GraphModule
+    in_factors: tuple[bool, ...]
+    numbers: int
+
+
+_backwards: OrderedDict[object, Backward | None] = OrderedDict()  # tracing takes seconds
 REMEMBERED_BACKWARDS = 32
 
 
@@ -164,21 +201,43 @@ def differentiates(program: Program) -> bool:
 
 
 def _traced_backward(
-    one: Sampled, parameters: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> Callable[..., list[Tensor]]:
-    """Jᵀu of one sample as a graph in which its own derivatives are resolved: (parameters, inputs, u) → Jᵀu."""
-    key = (one.program.fingerprint, one.places, tuple((p.shape, p.dtype, p.device) for p in parameters))
+    one: Sampled, parameters: Sequence[Tensor], cotangents: Sequence[Tensor], *, in_factors: bool
+) -> Backward | None:
+    """Jᵀu as a graph, for programs that take derivatives themselves, or where its factors are less work; else None."""
+    resolves = differentiates(one.program)
+    if not resolves and not in_factors:
+        return None
+    shapes = tuple((p.shape, p.dtype, p.device) for p in parameters)
+    key = (one.program.fingerprint, one.places, shapes, in_factors)
     if key not in _backwards:
-        inputs = [t if d is None else t.narrow(d, 0, 1) for t, d in zip(one.inputs, one.dims, strict=True)]
-        single = [c[:1, 0] for c in cotangents]
-
-        def backward(parameters: Sequence[Tensor], inputs: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
-            leaves = [p.detach().requires_grad_() for p in parameters]
-            with torch.enable_grad():
-                z = replay(one.program, leaves, leaves_where_needed(one.program, inputs))
-            return pull_back(z, leaves, list(u))
-
-        _backwards[key] = traced(backward, list(parameters), inputs, single)
+        _backwards[key] = _made_backward(one, parameters, cotangents, resolves=resolves, in_factors=in_factors)
         while len(_backwards) > REMEMBERED_BACKWARDS:
             _backwards.popitem(last=False)
     return _backwards[key]
+
+
+def _made_backward(
+    one: Sampled, parameters: Sequence[Tensor], cotangents: Sequence[Tensor], *, resolves: bool, in_factors: bool
+) -> Backward | None:
+    inputs = [t if d is None else t.narrow(d, 0, 1) for t, d in zip(one.inputs, one.dims, strict=True)]
+    single = [c[:1, 0] for c in cotangents]
+
+    def backward(parameters: Sequence[Tensor], inputs: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        with torch.enable_grad():
+            z = replay(one.program, leaves, leaves_where_needed(one.program, inputs))
+        return pull_back(z, leaves, list(u))
+
+    try:
+        module = traced(backward, list(parameters), inputs, single)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+        if resolves:
+            raise
+        return None  # `torch.func` may still map it
+    factored = outer_products(module.graph) if in_factors else (False,) * len(parameters)
+    if not resolves and not any(factored):
+        return None
+    module.graph.set_codegen(CodeGen())  # arguments one by one, and a list of what it now returns
+    module.recompile()
+    values = [value_of(output) for output in outputs_of(module.graph)]
+    return Backward(module, factored, sum(value.numel() for value in values if value is not None))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from latephase.curvature.outer_rows import Rows
 from latephase.records import CGStop
 from latephase.vectors import plus_scaled
 
@@ -32,12 +33,12 @@ class Factor(NamedTuple):
     """The curvature as a product, G = RᵀR + diag(shift), and the gradient as g = Rᵀρ + rest.
 
     Attributes:
-        R: Shape (M, P).
+        R: Shape (M, P): a tensor, or for large ones `OuterRows`, which have products with vectors, too, and `dense()`.
         rho: ρ, shape (M,).
         shift: ≥ 0, a number or a vector of shape (P,): weight decay.
     """
 
-    R: Tensor
+    R: Rows
     rho: Tensor
     shift: float | Tensor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latephase.curvature.outer_rows import OuterRows, Rows, lower_gram, whole
 from latephase.parts.solver import Factor
 
 
@@ -21,9 +22,13 @@ class System:
     """
 
     def __init__(self, factor: Factor, g: Tensor, *, in_rows: bool) -> None:
-        self.R = factor.R.double()
+        R = factor.R if in_rows else whole(factor.R)
+        self.R: Rows = R.double()
         self.rho, self.shift, self.in_rows, self._g = factor.rho.double(), factor.shift, in_rows, g
-        self.K = lower_gram(self.R if in_rows else self.R.T)
+        if isinstance(self.R, OuterRows):
+            self.K = self.R.lower_gram()
+        else:
+            self.K = lower_gram(self.R if in_rows else self.R.T)
         rest = g.double() - self.R.T @ self.rho
         negligible = float(rest.norm()) <= torch.finfo(g.dtype).eps ** 0.75 * float(g.norm())
         self.rest = None if negligible else rest
@@ -57,16 +62,6 @@ class System:
 def mean_of(value: float | Tensor) -> float:
     """Return a number as it is, and the mean of several."""
     return value if isinstance(value, float) else float(value.mean())
-
-
-def lower_gram(A: Tensor, blocks: int = 8) -> Tensor:
-    """AAᵀ for A of shape (n, k), right in and below the diagonal: little more than half of the work of all of it."""
-    n = len(A)
-    K = torch.zeros_like(A[:, :1]).expand(n, n).clone()
-    for part in range(blocks):
-        rows = slice(part * n // blocks, (part + 1) * n // blocks)
-        torch.mm(A[rows], A[: rows.stop].T, out=K[rows, : rows.stop])
-    return K
 
 
 class Damped:
