@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from latephase.curvature import GGN, jacobian
 from latephase.curvature.accumulate import Kind
 from latephase.curvature.options import DEFAULT_OPTIONS
-from latephase.curvature.outer_rows import OuterRows
 from latephase.distributed import ALONE, Alone
 from latephase.micro_batches import Batches, MicroBatch
 from latephase.objective import ClosureObjective, Given, TrialLosses
+from latephase.outer_rows import OuterRows
 from latephase.parameters import Parameters
 from latephase.parts.solver import Factor
 from latephase.transaction import Transaction

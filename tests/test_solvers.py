@@ -16,8 +16,8 @@ from torch.nn.functional import mse_loss
 
 from latephase import HessianFree, Outcome, StepUndoneWarning
 from latephase.curvature import jacobian
-from latephase.curvature.outer_rows import OuterRows
 from latephase.curvature.rewrite import outer_products
+from latephase.outer_rows import OuterRows
 from latephase.parts import SOLVERS, Direct, Sampled
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from latephase.checks import real_vector, vector_map
 from latephase.curvature.accumulate import Accumulated, Kind, Term
-from latephase.curvature.outer_rows import whole
 from latephase.curvature.point import evaluate
 from latephase.curvature.returned import loss_and_outputs
 from latephase.distributed import ALONE, Ranks
 from latephase.failures import is_failed_trial
 from latephase.micro_batches import Batches
+from latephase.outer_rows import whole
 from latephase.parameters import Parameters
 from latephase.parts.solver import Curvature, Factor
 from latephase.records import Counts

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from latephase.curvature import GGN, ggn, jacobian
 from latephase.curvature.factor import Roots, roots
 from latephase.curvature.jacobian import NotBySampleError
-from latephase.curvature.outer_rows import Outer, OuterRows, whole
 from latephase.curvature.rewrite import outer_products
+from latephase.outer_rows import Outer, OuterRows, whole
 
 GGN_MODULE = sys.modules["latephase.curvature.ggn"]  # the package's function of that name hides it
 N = 7

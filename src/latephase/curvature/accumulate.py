@@ -13,9 +13,9 @@ from latephase.curvature.ggn import GGN
 from latephase.curvature.hessian import Hessian
 from latephase.curvature.jacobian import NotBySampleError
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
-from latephase.curvature.outer_rows import Rows, stacked
 from latephase.curvature.point import Point
 from latephase.curvature.returned import Forward
+from latephase.outer_rows import Rows, stacked
 
 
 class Kind(NamedTuple):

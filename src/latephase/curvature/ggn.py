@@ -18,7 +18,6 @@ from latephase.curvature.loss_hessians import closed_form
 from latephase.curvature.math_kernels import evaluated_with_math_kernels, math_kernels
 from latephase.curvature.operator import CurvatureOperator
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
-from latephase.curvature.outer_rows import Rows, stacked
 from latephase.curvature.point import Point
 from latephase.curvature.verify import (
     COTANGENT,
@@ -33,6 +32,7 @@ from latephase.curvature.verify import (
     norm,
     rounding,
 )
+from latephase.outer_rows import Rows, stacked
 
 # Products at a point that are held against the gradient; each waits for the device. After a warm start the first is of
 # the last step's solution and the second of the residual, and one shows what the other is blind to.

@@ -18,7 +18,6 @@ from torch import Tensor, fx
 from torch.fx.graph import CodeGen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from latephase.curvature.outer_rows import Outer, OuterRows, Rows
 from latephase.curvature.point import Point
 from latephase.curvature.program import Program, mapped, needed
 from latephase.curvature.pull_back import pull_back
@@ -26,6 +25,7 @@ from latephase.curvature.replay import leaves_where_needed, replay
 from latephase.curvature.rewrite.nodes import outputs_of, value_of
 from latephase.curvature.rewrite.outer_products import outer_products
 from latephase.curvature.traced import traced
+from latephase.outer_rows import Outer, OuterRows, Rows
 
 CHUNK_BYTES = 2**24  # of rows that are in the making at once on a CPU: more than that leaves its caches
 CHUNK_BYTES_OF_DEVICE = 2**28  # on others, which want work for all their cores

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from latephase.curvature.outer_rows import Rows
+from latephase.outer_rows import Rows
 from latephase.records import CGStop
 from latephase.vectors import plus_scaled
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latephase.curvature.outer_rows import OuterRows, Rows, lower_gram, whole
+from latephase.outer_rows import OuterRows, Rows, lower_gram, whole
 from latephase.parts.solver import Factor
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.comparison import property_test
 from torch import Tensor
 
-from latephase.curvature import outer_rows
-from latephase.curvature.outer_rows import Block, Outer, OuterRows, lower_gram, stacked, whole
+from latephase import outer_rows
+from latephase.outer_rows import Block, Outer, OuterRows, lower_gram, stacked, whole
 
 
 def some(seed: int) -> Callable[..., Tensor]:
