@@ -156,8 +156,6 @@ def test_parts_see_vectors_callables_and_numbers(module: str) -> None:
         target = inner(name)
         below = {"parts", "records", "checks", "outer_rows", "vectors"}
         assert target is None or layer(target) in below, f"{module} imports {name}"
-            f"{module} imports {name}"
-        )
         assert name in {"torch", "torch.Tensor"} or name.partition(".")[0] != "torch", f"{module} imports {name}"
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
