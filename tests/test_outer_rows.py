@@ -61,6 +61,11 @@ def test_without_whole_rows() -> None:
     torch.testing.assert_close(R.lower_gram().tril(), (R.dense() @ R.dense().T).tril())
 
 
+def test_its_share_of_multiplications() -> None:
+    """Per entry of RRᵀ: k² (out + in) for products, and as many as there are numbers for whole rows."""
+    assert rows(0, 5).share == (4 * 7 + 2 + 9 * 6 + 4 * 7) / (12 + 2 + 5 + 12)
+
+
 def test_types_and_scales() -> None:
     R = rows(0, 5)
     single = R.to(torch.float32)

@@ -14,7 +14,7 @@ from tests.contract import Problem, batch, closure, differences, network, plain_
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from latephase import HessianFree, Outcome, StepUndoneWarning
+from latephase import HessianFree, Outcome, StepRecord, StepUndoneWarning
 from latephase.curvature import jacobian
 from latephase.curvature.rewrite import outer_products
 from latephase.outer_rows import OuterRows
@@ -207,7 +207,7 @@ def test_rows_in_factors_take_the_same_steps(solver: str, alike: bool, monkeypat
     twin = copy.deepcopy(model)
     every = Sampled(redundancy=math.inf) if solver == "sampled" else solver
 
-    def steps(network: nn.Sequential) -> list[str]:
+    def steps(network: nn.Sequential) -> StepRecord:
         hidden, last = ([*network[i].parameters()] for i in (0, 2))
         groups: list[dict[str, Any]] = [
             {"params": hidden, "weight_decay": 0.0 if alike else 0.01}, {"params": last},
@@ -215,14 +215,17 @@ def test_rows_in_factors_take_the_same_steps(solver: str, alike: bool, monkeypat
         opt = HessianFree(groups, solver=every)
         for _ in range(3):
             opt.acc_step(network, mse_loss, [batch(11, seed=1), batch(24, seed=2)], micro_batches_in_memory=2)
-        return [opt.last_step.solver, str(opt.last_step.outcome)]
+        return opt.last_step
 
-    ended = steps(model)
+    whole = steps(model)
     monkeypatch.setattr(jacobian, "LARGE", 0)
     monkeypatch.setattr(outer_products, "WORTH", 0.0)
     seen: list[type] = []
+    share = ((3 + 40) + 40 + (40 + 2) + 2) / (3 * 40 + 40 + 40 * 2 + 2)
     monkeypatch.setattr(System, "__init__", spied(System.__init__, lambda factor: seen.append(type(factor.R))))
-    assert steps(twin) == ended
+    factored = steps(twin)
+    assert (factored.solver, factored.outcome) == (whole.solver, whole.outcome)
+    assert factored.matrices == pytest.approx(whole.matrices * (share if alike or solver == "sampled" else 1.0))
     assert set(seen) == {OuterRows}
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-8)

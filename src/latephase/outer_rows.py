@@ -62,6 +62,15 @@ class OuterRows:
         return len(first.left if isinstance(first, Outer) else first)
 
     @property
+    def share(self) -> float:
+        """How many multiplications an entry of RRᵀ takes, over the P that whole rows would."""
+        work = [
+            _terms(block) ** 2 * (block.left.shape[2] + block.right.shape[2]) if isinstance(block, Outer) else size
+            for block, size in zip(self.blocks, self._sizes, strict=True)
+        ]
+        return sum(work) / sum(self._sizes)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of all its numbers."""
         first = self.blocks[0]

@@ -135,6 +135,7 @@ class Direct:
             return 1.0
 
         system = system_of(problem, accept, alike=alike)
+        matrices *= system.share
         if not system.finite:
             return Path({}, 0.0, stop=CGStop.NON_FINITE), math.inf
         best = search(

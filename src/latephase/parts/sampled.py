@@ -125,15 +125,18 @@ class _Sample:
         return self.system.damped(mean_of(damping) if self.system.in_rows else damping)
 
     def _of(self, needed: float) -> System:
-        P = self._problem.b.numel()
+        P, price = self._problem.b.numel(), 0.0
 
         def choose(rows: int, samples: int) -> float:
+            nonlocal price
             self.found, self.most = rows, min(rows, self._solver.rows(samples, P))
             chosen = math.ceil(min(self.most, max(needed, PILOT * self.most)))
-            self.matrices += in_gradients(chosen, samples, min(chosen, P))
+            price = in_gradients(chosen, samples, min(chosen, P))
             return chosen / rows
 
-        return system_of(self._problem, choose, alike=True)
+        system = system_of(self._problem, choose, alike=True)
+        self.matrices += price * system.share
+        return system
 
 
 class _Trials:

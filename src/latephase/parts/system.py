@@ -19,6 +19,9 @@ class System:
         factor: R, ρ and shift.
         g: The gradient, shape (P,).
         in_rows: Whether to work in row space.
+
+    Attributes:
+        share: Of the multiplications that the matrix takes where rows are whole.
     """
 
     def __init__(self, factor: Factor, g: Tensor, *, in_rows: bool) -> None:
@@ -26,9 +29,9 @@ class System:
         self.R: Rows = R.double()
         self.rho, self.shift, self.in_rows, self._g = factor.rho.double(), factor.shift, in_rows, g
         if isinstance(self.R, OuterRows):
-            self.K = self.R.lower_gram()
+            self.K, self.share = self.R.lower_gram(), self.R.share
         else:
-            self.K = lower_gram(self.R if in_rows else self.R.T)
+            self.K, self.share = lower_gram(self.R if in_rows else self.R.T), 1.0
         rest = g.double() - self.R.T @ self.rho
         negligible = float(rest.norm()) <= torch.finfo(g.dtype).eps ** 0.75 * float(g.norm())
         self.rest = None if negligible else rest
