@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Outer(NamedTuple):
         return torch.einsum("mko,mki->moi", self.left, self.right).flatten(1)
 
 
-Block = Union[Tensor, Outer]  # noqa: UP007 — evaluated, on Python 3.10 too
+Block = Tensor | Outer
 
 
 class OuterRows:
@@ -143,7 +143,7 @@ class Transposed:
         return torch.cat(pieces)
 
 
-Rows = Union[Tensor, OuterRows]  # noqa: UP007
+Rows = Tensor | OuterRows
 
 
 def stacked(pieces: Sequence[Rows]) -> Rows:
