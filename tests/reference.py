@@ -310,7 +310,7 @@ def step(
         loss_model, loss_there = (float(network.loss(theta, batches[name])) for name in ("gradient", "evaluation"))
         if settings.curvature_opt == "ggn" and loss_model != loss_there and math.isfinite(actual):
             most = max([0.0, *path.quotients]) - state.damping.min()
-            damping = torch.minimum(damping, torch.maximum(state.damping, most))
+            damping = torch.minimum(damping, torch.maximum(state.damping + most / 50, most))
         damping = clip(damping, settings.damping_bounds)
 
     chosen = candidates[-1]
