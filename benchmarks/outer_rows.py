@@ -43,7 +43,7 @@ class Point:
         begin = time.perf_counter()
         R = self._curvature.rows(self._roots)[0]
         made = time.perf_counter()
-        K = R.lower_gram() if isinstance(R, OuterRows) else lower_gram(R)
+        K = lower_gram(R)
         return K.tril(), isinstance(R, OuterRows), made - begin, time.perf_counter() - made
 
 

@@ -162,8 +162,10 @@ def whole(rows: Rows) -> Tensor:
     return rows.dense() if isinstance(rows, OuterRows) else rows
 
 
-def lower_gram(A: Tensor, blocks: int = 8) -> Tensor:
+def lower_gram(A: Rows, blocks: int = 8) -> Tensor:
     """AAᵀ for A of shape (n, k), right in and below the diagonal: little more than half of the work of all of it."""
+    if isinstance(A, OuterRows):
+        return A.lower_gram()
     n = len(A)
     K = torch.zeros_like(A[:, :1]).expand(n, n).clone()
     for part in range(blocks):

@@ -25,13 +25,10 @@ class System:
     """
 
     def __init__(self, factor: Factor, g: Tensor, *, in_rows: bool) -> None:
-        R = factor.R if in_rows else whole(factor.R)
-        self.R: Rows = R.double()
+        self.R: Rows = (factor.R if in_rows else whole(factor.R)).double()
         self.rho, self.shift, self.in_rows, self._g = factor.rho.double(), factor.shift, in_rows, g
-        if isinstance(self.R, OuterRows):
-            self.K, self.share = self.R.lower_gram(), self.R.share
-        else:
-            self.K, self.share = lower_gram(self.R if in_rows else self.R.T), 1.0
+        self.K = lower_gram(self.R if in_rows else whole(self.R).T)
+        self.share = self.R.share if isinstance(self.R, OuterRows) else 1.0
         rest = g.double() - self.R.T @ self.rho
         negligible = float(rest.norm()) <= torch.finfo(g.dtype).eps ** 0.75 * float(g.norm())
         self.rest = None if negligible else rest
