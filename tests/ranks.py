@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -53,6 +54,9 @@ def _result(file: Path, code: int | None) -> Any:
 
 def _run(rank: int, count: int, folder: Path, program: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in places.items()})  # as torchrun does, for frameworks
+    os.environ["TORCHELASTIC_RUN_ID"] = "tests"
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count)
     result = program(rank, *arguments)
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(result))

@@ -27,7 +27,7 @@ LAYERS = [
     ["published", "damped_optimizer"],
     ["checkups"],
     ["objective"],
-    ["micro_batches"],
+    ["micro_batches", "switching"],
     ["distributed"],
     ["parts"],
     ["curvature"],
@@ -35,8 +35,8 @@ LAYERS = [
     ["snapshots", "trial_points"],
     ["parameters"],
     ["watching"],
-    ["random_state"],
-    ["failures", "stalling", "switching"],
+    ["random_state", "wrapped"],
+    ["failures", "stalling"],
     ["checks", "outer_rows", "vectors"],
     ["records"],
 ]
@@ -180,7 +180,7 @@ def test_records_import_nothing_of_the_package() -> None:
 OPTIONAL = {
     "integrations.deepxde": ["deepxde"],
     "integrations.lightning": ["lightning"],
-    "integrations.transformers": ["transformers"],
+    "integrations.transformers": ["accelerate", "transformers"],
     "finishing.picture": ["matplotlib"],
     "finishing.progress": ["rich"],
     "finishing.report": ["matplotlib"],

@@ -582,20 +582,6 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opt.last_step is not None
 
 
-def test_a_wrapper_that_averages_gradients_is_refused() -> None:
-    class DistributedDataParallel(nn.Module):  # the real one wants a process group
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.module(x)
-
-    model, (x, y) = network(), data()
-    with pytest.raises(RuntimeError, match="wrapped in DistributedDataParallel"):
-        HessianFree(model.parameters()).step(closure(DistributedDataParallel(model), x, y))
-
-
 def test_a_step_without_a_closure_after_backward_is_an_error() -> None:
     model, (x, y) = network(), data()
     opt = HessianFree(model.parameters())

@@ -33,6 +33,10 @@ class Ranks(Protocol):
     def first(self) -> bool:
         """Whether this is the rank that speaks for all."""
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
     @contextmanager
     def attended(self) -> Iterator[None]:
         """Tell the other ranks of an exception that is raised in here."""
@@ -59,7 +63,7 @@ class Ranks(Protocol):
 class Alone:
     """One process on its own."""
 
-    first = True
+    first, count = True, 1
 
     @contextmanager
     def attended(self) -> Iterator[None]:
@@ -103,7 +107,7 @@ class Together:
 
     def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
         self._group, self._device = group, device
-        self._count, self._rank = dist.get_world_size(group), dist.get_rank(group)
+        self.count, self._rank = dist.get_world_size(group), dist.get_rank(group)
         self.first = self._rank == 0
         self._over = False
 
@@ -164,7 +168,7 @@ class Together:
         return self._gather(self.each(what, compute))
 
     def _gather(self, value: Result) -> list[Result]:
-        values: list[Result] = [value] * self._count
+        values: list[Result] = [value] * self.count
         self._exchange(lambda: dist.all_gather_object(values, value, group=self._group))
         return values
 
@@ -181,7 +185,7 @@ class Together:
     ) -> list[Header]:
         """Say what is to come, and hear what the others say; return only if all are there, and none has failed."""
         own = Header(int(error is not None), zlib.crc32(what.encode()), digest, number).packed().to(self._device)
-        packed = [torch.empty_like(own) for _ in range(self._count)]
+        packed = [torch.empty_like(own) for _ in range(self.count)]
         self._exchange(lambda: dist.all_gather(packed, own, group=self._group))
         headers = [Header.unpacked(row) for row in torch.stack(packed).cpu()]
         if any(header.failed for header in headers):
@@ -199,7 +203,7 @@ class Together:
 
     def _part(self, why: str) -> NoReturn:
         self._over = True
-        raise RankError(f"the {self._count} ranks of a step have parted: {why}")
+        raise RankError(f"the {self.count} ranks of a step have parted: {why}")
 
     def _end(self, error: BaseException | None) -> NoReturn:
         """Raise what ends the step on this rank, after one or more have failed."""
@@ -266,6 +270,21 @@ def find_ranks(process_group: ProcessGroup | None, device: torch.device, *, by_h
             "torch.distributed.init_process_group() before the first step"
         )
     return Together(None if process_group == "world" else process_group, device)
+
+
+def mean(number: float, process_group: ProcessGroup | None, device: torch.device) -> float:
+    """Return the mean of what the ranks have, the same on each of them.
+
+    Args:
+        number: What this one has.
+        process_group: As for `find_ranks`; this process alone if it is None.
+        device: Likewise.
+
+    Raises:
+        RankError: If one of them is elsewhere.
+    """
+    ranks = find_ranks(process_group, device, by_hand=True)
+    return ranks.number("a mean", lambda: number) / ranks.count
 
 
 def check_group(process_group: ProcessGroup | None) -> ProcessGroup | None:

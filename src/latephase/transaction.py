@@ -20,6 +20,7 @@ from latephase.random_state import RandomState, read_random_state, seed, set_rng
 from latephase.snapshots import Attributes, Buffer, OptimizerState
 from latephase.trial_points import put
 from latephase.watching import Watch, WriteLog, function_modes, leave_function_modes, storage_of
+from latephase.wrapped import Wrappers
 
 Result = TypeVar("Result")
 
@@ -112,6 +113,7 @@ class Transaction:
         self._found: list[Buffer | Attributes] = []
         self._seen: set[nn.Module] = set()
         self._writes = WriteLog()
+        self._wrappers = Wrappers()
         self._after: Left | None = None
         self._hook: RemovableHandle | None = None
 
@@ -137,7 +139,7 @@ class Transaction:
         self._hook = register_module_forward_pre_hook(self._remember)
         first, evaluation = self._after is None, Evaluation(self, watch.differentiated)
         try:
-            with watch:
+            with watch, self._wrappers.quiet():
                 yield evaluation
         finally:
             watch.differentiated.clear()  # they hold graphs
@@ -217,7 +219,6 @@ class Transaction:
         """Copy buffers and attributes of a module and its children before its first call."""
         if module in self._seen:
             return
-        _refuse_distributed(module)
         # Whoever watches the evaluation's operations is not to see these.
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             for child in module.modules():
@@ -225,7 +226,7 @@ class Transaction:
                     self._seen.add(child)
                     for name, _ in child._buffers.items():  # noqa: PERF102 — TorchScript's look-alike has only this
                         self._found.append(Buffer(child, name))
-                    if not isinstance(child, torch.jit.ScriptModule):
+                    if not self._wrappers.find(child) and not isinstance(child, torch.jit.ScriptModule):
                         self._found.append(Attributes(child))
 
 
@@ -278,17 +279,6 @@ def settled(
         "the closure writes to the parameters each time it is called, so that no step can be judged; move them between "
         "the steps instead"
     )
-
-
-def _refuse_distributed(module: nn.Module) -> None:
-    """Raise RuntimeError for a wrapper that reduces gradients as they are accumulated, which never happens here."""
-    name = type(module).__name__
-    if name in ("DistributedDataParallel", "FullyShardedDataParallel") or name.startswith("FSDP"):
-        raise RuntimeError(
-            f"the model is wrapped in {name}, which averages gradients over processes only in backward(), where a step "
-            "does not go. Call the module inside the wrapper (model.module), and let "
-            'HessianFree(process_group="world") do the averaging'
-        )
 
 
 _ABOUT_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
+from tests.ranks import together
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,12 +28,12 @@ def _accelerate_begins_anew() -> Iterator[None]:
     GradientState._reset_state()
 
 
-def setting(accelerator: Accelerator) -> tuple[nn.Module, Any, Any]:
+def setting(accelerator: Accelerator, **options: Any) -> tuple[nn.Module, Any, Any]:
     """A model, a switch after three steps of Adam, and data, all of them prepared."""
     set_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1))
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
-    opt = PhaseSwitch(adam, HessianFree(model.parameters(), damping=0.1, cg_max_iter=10), when=3)
+    opt = PhaseSwitch(adam, HessianFree(model.parameters(), damping=0.1, cg_max_iter=10, **options), when=3)
     x = torch.randn(96, 4, generator=torch.Generator().manual_seed(1))
     loader = DataLoader(TensorDataset(x, (x[:, :1] * x[:, 1:2]).sin()), batch_size=16)
     prepared = accelerator.prepare(model, opt, loader)
@@ -93,3 +94,19 @@ def test_bfloat16() -> None:
     for batch in loader:
         step(accelerator, model, opt, batch)
     assert opt.optimizer.second.last_step.counts.products > 0
+
+
+def by_two(rank: int) -> tuple[list[Tensor], float]:
+    accelerator = Accelerator(cpu=True)
+    model, opt, loader = setting(accelerator, process_group="world")
+    for _ in range(2):
+        for batch in loader:
+            step(accelerator, model, opt, batch)
+    assert opt.optimizer.phase == "second"
+    return [p.detach() for p in model.parameters()], opt.optimizer.second.last_step.loss_after
+
+
+def test_two_processes_take_each_step_together(tmp_path: Path) -> None:
+    (parameters, loss), (parameters_too, loss_too) = together(2, tmp_path, by_two)
+    assert loss == loss_too
+    assert all(torch.equal(p, q) for p, q in zip(parameters, parameters_too, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import lightning.pytorch as L  # noqa: N812
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from tests.ranks import together
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from latephase import HessianFree, PhaseSwitch
 from latephase.integrations.lightning import LatePhase
@@ -247,3 +249,67 @@ def test_wrong_options_are_told_when_constructed() -> None:
         LatePhase(1, "next")
     with pytest.raises(TypeError, match="dampin"):
         LatePhase(1, dampin=1.0)
+
+
+SMOOTH: dict[str, Any] = {"solver": "direct"}  # what another order of samples changes stays small
+
+
+def by_two(rank: int, folder: Path, whole: bool) -> tuple[list[Tensor], Any, list[float]]:
+    """Two epochs of Adam, two of Hessian-free steps; from a checkpoint in the last of them if not the whole."""
+    module, callback = Module(), LatePhase(2, **SMOOTH)
+    module.net[2] = nn.Identity()  # its masks would be each rank's own
+    callbacks: list[Any] = [callback]
+    if whole:
+        callbacks.append(L.callbacks.ModelCheckpoint(folder, filename="{epoch}", every_n_epochs=1, save_top_k=-1))
+    own: dict[str, Any] = {"use_distributed_sampler": False, "enable_checkpointing": whole}  # Lightning's own shuffles
+    data = batches().dataset
+    loader = DataLoader(data, batch_size=32, sampler=DistributedSampler(data, 2, rank, shuffle=False))
+    path = None if whole else str(folder / "epoch=2.ckpt")
+    fit = trainer(4, *callbacks, devices=2, strategy="ddp", **own)
+    fit.fit(module, loader, ckpt_path=path, weights_only=None if whole else False)
+    assert callback.switch is not None
+    assert callback.switch.phase == "second"
+    record = callback.switch.second.last_step  # type: ignore[attr-defined]
+    return [p.detach() for p in module.net.parameters()], record, module.losses
+
+
+def test_two_devices_take_each_step_together(tmp_path: Path) -> None:
+    (folder := tmp_path / "checkpoints").mkdir()
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    whole = together(2, tmp_path / "whole", by_two, folder, True)
+    expected = networks_of_halves()
+    assert whole[0][2] != whole[1][2]  # each has its own samples
+    for parameters, record, losses in whole:
+        for p, q in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+        assert record == replace(whole[0][1], seconds=record.seconds)
+        assert len(losses) == 8
+    resumed = together(2, tmp_path / "resumed", by_two, folder, False)
+    for (parameters, *_), (again, *_) in zip(whole, resumed, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(parameters, again, strict=True))
+
+
+def networks_of_halves() -> list[Tensor]:
+    """The same by hand: of each 64 samples, half are one device's and half the other's."""
+    model = network()
+    model[2] = nn.Identity()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-3)
+    opt = PhaseSwitch(adam, HessianFree(model.parameters(), weight_decay=1e-3, **SMOOTH), when=4)
+    x, y = batches().dataset.tensors  # type: ignore[attr-defined]
+    for _ in range(4):
+        before = None
+        for first in (0, 64):
+
+            def loss(x: Tensor = x[first : first + 64], y: Tensor = y[first : first + 64]) -> Tensor:
+                return F.mse_loss(model(x), y)
+
+            def closure(loss: Any = loss) -> Tensor:
+                found = loss()
+                opt.zero_grad()
+                found.backward()
+                return found
+
+            opt.step(closure, **({} if opt.phase == "first" else {"evaluate": before}))
+            before = loss
+    return [p.detach() for p in model.parameters()]

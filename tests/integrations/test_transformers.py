@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from tests.ranks import together
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
@@ -39,6 +40,21 @@ def texts(count: int = 32) -> list[dict[str, Tensor]]:
         labels[8 - number % 4 :] = -100
         examples.append({"input_ids": tokens, "labels": labels})
     return examples
+
+
+def classifier() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    return BertForSequenceClassification(BertConfig(vocab_size=17, max_position_embeddings=8, **sizes))
+
+
+def labelled(count: int = 32) -> list[dict[str, Tensor]]:
+    return [{**one, "labels": one["input_ids"][0] % 2} for one in texts(count)]
 
 
 def trainer(model: nn.Module, folder: Path, data: Any = None, **options: Any) -> LatePhaseTrainer:
@@ -136,16 +152,7 @@ def test_only_an_adapter_is_trained(tmp_path: Path) -> None:
 
 
 def test_bfloat16(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    config = BertConfig(vocab_size=17, max_position_embeddings=8, **sizes)
-    examples = [{**one, "labels": one["input_ids"][0] % 2} for one in texts()]
-    fit = trainer(BertForSequenceClassification(config), tmp_path, examples, start=2, bf16=True)
+    fit = trainer(classifier(), tmp_path, labelled(), start=2, bf16=True)
     fit.train()
     assert fit.switch is not None
     assert fit.switch.second.last_step.counts.products > 0  # type: ignore[attr-defined]
@@ -170,3 +177,60 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         trainer(language_model(), tmp_path, late={"dampin": 1.0})
     with pytest.raises(ValueError, match="bf16=True instead of fp16=True"):
         trainer(language_model(), tmp_path, fp16=True)
+
+
+def one_step(rank: int, folder: Path, by_tokens: bool) -> Any:
+    """Of four batches of three, this process has the ones of its own number and two further on."""
+    model = (language_model() if by_tokens else classifier()).eval()
+    model.train = lambda mode=True: model  # no dropout
+    sizes: dict[str, Any] = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    data = texts(12) if by_tokens else labelled(12)
+    sizes["average_tokens_across_devices"] = by_tokens
+    fit = trainer(model, folder, data, start=0.0, **sizes, max_steps=1, train_sampling_strategy="sequential")
+    fit.train()
+    assert fit.switch is not None
+    return fit.switch.second.last_step  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("by_tokens", [True, False])
+def test_two_processes_take_a_step_together(by_tokens: bool, tmp_path: Path) -> None:
+    """By tokens: their number in all processes divides the loss. Else the means of batches are averaged."""
+    records = together(2, tmp_path, one_step, tmp_path / "training", by_tokens)
+    model = (language_model() if by_tokens else classifier()).eval()
+    data = texts(12) if by_tokens else labelled(12)
+
+    def loss(batch: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        if by_tokens:
+            return loss_of(model, batch)
+        logits = model(input_ids=torch.stack([one["input_ids"] for one in batch])).logits
+        return F.cross_entropy(logits, torch.stack([one["labels"] for one in batch])), logits
+
+    opt = HessianFree(model.parameters(), **LATE)
+    opt.step(lambda: loss(data[:6]), evaluate=lambda: loss(data[6:])[0])
+    theirs = opt.last_step
+    assert theirs is not None
+    for ours in records:
+        assert theirs.outcome is ours.outcome is Outcome.ACCEPTED
+        assert ours.loss_model == pytest.approx(theirs.loss_model, rel=1e-5)
+        assert ours.loss_before == pytest.approx(theirs.loss_before, rel=1e-5)
+        assert ours.loss_after == pytest.approx(theirs.loss_after, rel=1e-4)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
+
+
+def two_phases(rank: int, folder: Path, resume: bool) -> list[Tensor]:
+    options: dict[str, Any] = {"num_train_epochs": 2.0, "gradient_accumulation_steps": 2}
+    saving: dict[str, Any] = {} if resume else {"save_strategy": "steps", "save_steps": 3}
+    fit = trainer(language_model(), folder, **options, **saving)
+    fit.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
+    assert fit.switch is not None
+    assert fit.switch.phase == "second"
+    return [p.detach() for p in fit.model.parameters()]
+
+
+def test_two_processes_resume_to_the_bit(tmp_path: Path) -> None:
+    found = []
+    for resume in (False, True):
+        (tmp_path / str(resume)).mkdir()
+        found += together(2, tmp_path / str(resume), two_phases, tmp_path / "training", resume)
+    for parameters in found[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(parameters, found[0], strict=True))

@@ -18,6 +18,7 @@ from latephase.switching.switch import PhaseSwitch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.trainer import call
     from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 except ImportError as error:
@@ -29,7 +30,8 @@ class LatePhase(Callback):
 
     What `configure_optimizers` returns becomes the first phase of a `PhaseSwitch`, so that checkpoints hold both
     phases, and a resumed training goes on in the one that it was in. `training_step` is what it was; in the second
-    phase it is called several times per step, and only its first call is logged.
+    phase it is called several times per step, and only its first call is logged. On several devices (`strategy="ddp"`)
+    all take each step together, on the mean of their losses.
 
     Args:
         start: The epoch with which the second phase begins; or a condition of `PhaseSwitch`, such as a
@@ -44,7 +46,7 @@ class LatePhase(Callback):
     Raises:
         TypeError: For an argument of another type.
         ValueError: For one that is out of range; and from `Trainer.fit`, for what such steps cannot honour: clipped
-            gradients, accumulation over batches, a gradient scaler, several optimizers, several devices.
+            gradients, accumulation over batches, a gradient scaler, several optimizers, sharded parameters.
     """
 
     def __init__(self, start: int | When, evaluation: str = "previous", **options: Any) -> None:
@@ -53,6 +55,7 @@ class LatePhase(Callback):
         self.options = options
         self.switch: PhaseSwitch | None = None
         HessianFree([torch.nn.Parameter(torch.zeros(1))], **options)  # wrong options are told now
+        self._several = False
         self._before: tuple[Any, int] | None = None
         self._logged: _ResultCollection | None = None
 
@@ -63,6 +66,7 @@ class LatePhase(Callback):
         if stage != "fit":
             return
         _refuse_what_steps_cannot_honour(trainer)
+        self._several = trainer.world_size > 1
         configure = getattr(pl_module.configure_optimizers, "by_itself", pl_module.configure_optimizers)
 
         def configure_both() -> Any:
@@ -83,7 +87,7 @@ class LatePhase(Callback):
         if len({id(optimizer) for optimizer in found}) != 1:
             raise ValueError(f"LatePhase follows one optimizer, and configure_optimizers returned {len(found)}")
         first = found[0]
-        second = following(first, self.options)
+        second = following(first, self.options, several=self._several)
         second.register_step_post_hook(lambda *_: self._log_again())
         when = (lambda steps, loss: False) if isinstance(self.start, int) else self.start
         self.switch = switch = PhaseSwitch(first, second, when)
@@ -149,8 +153,9 @@ def _refuse_what_steps_cannot_honour(trainer: Trainer) -> None:
                          "use larger batches instead of Trainer(accumulate_grad_batches=...)")  # fmt: skip
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise ValueError("LatePhase takes no gradient scaler; use Trainer(precision='bf16-mixed')")
-    if trainer.world_size > 1:
-        raise ValueError(f"LatePhase trains on one device, not on {trainer.world_size}")
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        raise ValueError("LatePhase needs all parameters on each of several devices, as Trainer(strategy='ddp') has "
+                         f"them, not {type(trainer.strategy).__name__}")  # fmt: skip
 
 
 def _replaced(configured: Any, replace: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> Any:

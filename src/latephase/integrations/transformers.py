@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from latephase.optimizer import HessianFree
 from latephase.switching.switch import PhaseSwitch
 
 try:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
     from transformers import Trainer
 except ImportError as error:
     raise install_first("transformers", "transformers and accelerate", error) from error
@@ -31,7 +34,8 @@ class LatePhaseTrainer(Trainer):
     `gradient_accumulation_steps` batches at once, their graphs one after the other in memory. With two of them or
     more, the last is the evaluation batch, on which the step judges itself; with one it is the model batch, too.
     Only parameters that require gradients are trained, such as those of a LoRA adapter. The learning rate's schedule
-    and `max_grad_norm` are for the first phase. Checkpoints hold both phases.
+    and `max_grad_norm` are for the first phase. Checkpoints hold both phases. Several processes (`torchrun`) take each
+    step together.
 
     Args:
         *args: As for `Trainer`.
@@ -45,7 +49,8 @@ class LatePhaseTrainer(Trainer):
 
     Raises:
         TypeError: For an argument of another type.
-        ValueError: For one that is out of range, float16 (its gradients are scaled) and several devices.
+        ValueError: For one that is out of range, float16 (its gradients are scaled), sharded parameters, and several
+            devices for one process.
     """
 
     def __init__(self, *args: Any, start: float, late: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -57,15 +62,22 @@ class LatePhaseTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.fp16:
             raise ValueError("LatePhaseTrainer takes no scaled gradients; use bf16=True instead of fp16=True")
-        if self.args.world_size > 1 or self.args.n_gpu > 1:
-            raise ValueError(f"LatePhaseTrainer trains on one device, not on {self.args.world_size * self.args.n_gpu}")
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"LatePhaseTrainer wants a process for each of the {self.args.n_gpu} devices, not one for all of them: "
+                "start with torchrun"
+            )
+        kind = self.accelerator.distributed_type
+        if kind is not DistributedType.NO and not kind.name.startswith("MULTI_"):
+            raise ValueError(f"LatePhaseTrainer needs all parameters on each device, not {kind.value}")
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Let the arguments' optimizer be the first phase."""
         first = super().create_optimizer(*args, **kwargs)
         if isinstance(first, PhaseSwitch):
             return first
-        self.switch = self.optimizer = _Switch(first, following(first, self.late), self._is_time, self._late_step)
+        second = following(first, self.late, several=self.accelerator.num_processes > 1)
+        self.switch = self.optimizer = _Switch(first, second, self._is_time, self._late_step)
         if self.start == 0:
             self.switch.hand_over("the training begins")
         return self.switch
@@ -99,8 +111,11 @@ class LatePhaseTrainer(Trainer):
         return [(None, partial(self._part, inputs, items, len(batches))) for inputs in batches]
 
     def _part(self, inputs: dict[str, Any], items: Tensor | int | None, batches: int) -> Tensor:
+        """The Trainer means losses to be averaged over processes, and steps add them up: each brings its share."""
         self.current_gradient_accumulation_steps = batches
-        return super().training_step(self.model_wrapped, inputs, items)
+        processes = self.accelerator.num_processes
+        with _divided(self.accelerator, processes):
+            return super().training_step(self.model_wrapped, inputs, items) / processes
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the numbers of the step's record, too, as `hf/…`."""
@@ -109,6 +124,16 @@ class LatePhaseTrainer(Trainer):
         if record is not None and "loss" in logs:
             logs = {**logs, **logged(record)}
         super().log(logs, *args, **kwargs)
+
+
+@contextmanager
+def _divided(accelerator: Accelerator, by: int) -> Iterator[None]:
+    """Let `accelerator.backward` divide losses."""
+    before, accelerator.gradient_accumulation_steps = accelerator.gradient_accumulation_steps, by
+    try:
+        yield
+    finally:
+        accelerator.gradient_accumulation_steps = before
 
 
 class _Switch(PhaseSwitch):

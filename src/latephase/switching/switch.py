@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latephase.checks import boolean, function, positive_integer
+from latephase.distributed import mean
 from latephase.switching.carry_over import mean_second_moment
 from latephase.switching.conditions import When, condition, condition_state, load_condition_state, why_now
 from latephase.switching.state import merged, merged_view, refuse_different_parameters, taken_apart
@@ -34,7 +35,8 @@ class PhaseSwitch(torch.optim.Optimizer):
         second: The one to go on with, over the same parameters: `HessianFree` or any other.
         when: When to switch, asked after each step of the first phase: a number of steps; a function
             `(steps, loss) -> bool`, whose loss is None for steps without a closure; or an object with
-            `update(loss, optimizer) -> bool`, `reason`, `state_dict` and `load_state_dict`.
+            `update(loss, optimizer) -> bool`, `reason`, `state_dict` and `load_state_dict`. Where the second has a
+            `process_group`, they see the mean of its ranks' losses.
         patience: Hand back after so many second-phase steps in a row that were not taken, for a second that has a
             `last_step`, as `HessianFree`; None for never.
         carry_over: Whether λ begins, at the switch, at the mean of Adam's second moments rather than at the `damping`
@@ -220,9 +222,16 @@ class PhaseSwitch(torch.optim.Optimizer):
     def _switch_if_due(self, loss: float | None) -> None:
         if self._done:
             return
+        if loss is not None and not isinstance(self.when, int):
+            loss = self._of_all_ranks(loss)
         reason = why_now(self.when, self.steps, loss, self.first)
         if reason is not None:
             self.hand_over(reason)
+
+    def _of_all_ranks(self, loss: float) -> float:
+        """The mean over the processes that will take the second's steps together: all must switch at once."""
+        group = getattr(self.second, "process_group", None)
+        return mean(loss, group, self.param_groups[0]["params"][0].device)
 
     def hand_over(self, reason: str = "handed over by hand") -> None:
         """Go on with the second optimizer, whatever `when` says.
