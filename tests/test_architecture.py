@@ -231,7 +231,7 @@ SPANNING = {
     "test_examples", "test_release",
     "test_invariance", "test_least_squares", "test_options", "test_pages", "test_readme", "test_solvers", "test_state",
     "test_training_mode", "curvature/test_closures", "curvature/test_kinds", "curvature/test_known_closures",
-    "curvature/test_products", "integrations/test_ray_train",
+    "curvature/test_products", "integrations/test_ray_train", "finishing/test_processes",
     "curvature/test_random_programs", "integrations/test_accelerate", "integrations/test_docs",
     "integrations/test_skorch", "curvature/engines/test_factors", "study/problems/test_fits",
     "study/problems/test_networks", "study/problems/test_on_images", "study/problems/test_pinns",

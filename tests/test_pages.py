@@ -31,7 +31,7 @@ BLOCKS = {
     "README.md": (3, "test_readme.py"),
     "docs/algorithm.md": (2, "test_pages.py"),
     "docs/curvature.md": (1, "test_pages.py"),
-    "docs/finish.md": (2, "test_readme.py"),
+    "docs/finish.md": (3, "test_readme.py"),
     "docs/frameworks.md": (4, "integrations/test_docs.py"),
     "docs/index.md": (2, "test_documentation.py"),
     "docs/scale.md": (2, "test_distributed.py"),

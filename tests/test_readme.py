@@ -71,7 +71,7 @@ def test_the_solver_in_the_readme_trains():
 
 
 def test_the_verdict_in_the_docs_is_one(capsys):
-    exec(python(DOCS / "finish.md")[1], half_trained())
+    exec(python(DOCS / "finish.md")[2], half_trained())
     assert "to second-order steps: " in capsys.readouterr().out
 
 

@@ -185,11 +185,13 @@ def finish(
 ) -> None:
     """End a training: try what helps for a small part of the budget, and spend the rest on that.
 
-    Writes the best state of the model to a file, and a report next to it.
+    Writes the best state of the model to a file, and a report next to it. Processes that torchrun has started
+    (`torchrun --nproc-per-node 2 -m latephase finish …`) take each step together.
     """
     command = FinishCommand(build, checkpoint, Path(to))
     report = command.run(budget, out=out, seed=seed, progress=not quiet)
-    Console().print(f"{report}\nnetwork: {to}\nreport: {command.page}", highlight=False, soft_wrap=True)
+    if command.speaks:
+        Console().print(f"{report}\nnetwork: {to}\nreport: {command.page}", highlight=False, soft_wrap=True)
 
 
 DEMO_STRATEGIES = "sgd_constant,sgd_tenth,sgd_cosine,hf_equal,hf_large"

@@ -121,7 +121,7 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             for p, piece in zip(parameters.tensors, parameters.split(self._gradient), strict=True):
                 p.grad = piece
         self._gradient = None
-        if self.verbose and ranks.first:
+        if self.verbose and ranks.rank == 0:
             print(self.last_step)  # noqa: T201
         if record.outcome.undone:
             warn_caller(record.outcome.value, StepUndoneWarning)

@@ -30,16 +30,16 @@ class Ranks(Protocol):
     """Those who take a step together. `what` names an exchange, for errors; all ranks make the same ones."""
 
     @property
-    def first(self) -> bool:
-        """Whether this is the rank that speaks for all."""
+    def rank(self) -> int:
+        """Which of them this is, from 0."""
 
     @property
     def count(self) -> int:
         """How many there are."""
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
-        """Tell the other ranks of an exception that is raised in here."""
+    def attended(self, what: str = "an exception") -> Iterator[None]:
+        """Tell the other ranks of an exception that is raised in here, at their next exchange or at that called so."""
 
     def same(self, what: str, have: Callable[[], tuple[Sequence[Tensor], object]]) -> None:
         """Raise RankError unless all ranks have the same tensors and plain values; `what` says what that is."""
@@ -63,10 +63,10 @@ class Ranks(Protocol):
 class Alone:
     """One process on its own."""
 
-    first, count = True, 1
+    rank, count = 0, 1
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
+    def attended(self, what: str = "an exception") -> Iterator[None]:
         """See `Ranks`."""
         yield
 
@@ -98,7 +98,7 @@ ALONE = Alone()
 
 
 class Together:
-    """The ranks of a process group, for one step.
+    """The ranks of a process group, for one step or as long as nothing fails.
 
     Args:
         group: The group; None for all processes.
@@ -107,18 +107,17 @@ class Together:
 
     def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
         self._group, self._device = group, device
-        self.count, self._rank = dist.get_world_size(group), dist.get_rank(group)
-        self.first = self._rank == 0
+        self.count, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self._over = False
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
+    def attended(self, what: str = "an exception") -> Iterator[None]:
         """See `Ranks`."""
         try:
             yield
         except BaseException as error:
             if not self._over:
-                self._meet("an exception", error)
+                self._meet(what, error)
             raise
 
     def same(self, what: str, have: Callable[[], tuple[Sequence[Tensor], object]]) -> None:
@@ -158,7 +157,7 @@ class Together:
         sizes = [round(header.number) for header in self._meet(what, number=len(part))]
         whole = part.new_empty((sum(sizes), *part.shape[1:]))
         for rank, piece in enumerate(whole.split(sizes)):
-            if rank == self._rank:
+            if rank == self.rank:
                 piece.copy_(part)
             self._exchange(lambda: dist.broadcast(piece, group=self._group, group_src=rank))  # noqa: B023 — used at once
         return whole
@@ -190,7 +189,7 @@ class Together:
         headers = [Header.unpacked(row) for row in torch.stack(packed).cpu()]
         if any(header.failed for header in headers):
             self._end(error)
-        others = [rank for rank, header in enumerate(headers) if header.code != headers[self._rank].code]
+        others = [rank for rank, header in enumerate(headers) if header.code != headers[self.rank].code]
         if others:
             self._part(f"this one is at {what}, rank {_listed(others)} elsewhere; were they called in different ways?")
         return headers
@@ -261,7 +260,7 @@ def find_ranks(process_group: ProcessGroup | None, device: torch.device, *, by_h
         if several and not by_hand and dist.get_world_size() > 1:
             raise RuntimeError(
                 f"torch.distributed runs {dist.get_world_size()} processes, whose models would part; "
-                'HessianFree(..., process_group="world") sums losses, gradients and products over all of them'
+                'process_group="world" sums losses, gradients and products over all of them'
             )
         return ALONE
     if not several:

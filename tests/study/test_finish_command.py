@@ -1,6 +1,8 @@
 """`latephase finish`: a module and a checkpoint in, a network and a report out; what is wrong is said of arguments."""
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -100,6 +102,26 @@ def test_a_folder_keeps_where_it_stands(module, tmp_path):
     )
     assert result.exit_code == 2
     assert "of another finish, with other budget" in words(result.output)
+
+
+def test_processes_of_torchrun_finish_together(module, tmp_path):
+    to = tmp_path / "finished.pt"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "latephase",
+    ]
+    options = ["finish", f"{module}:build", "--budget", "300gradients", "--to", to, "--quiet"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finish: objective") == 1
+    before = names_of(module)["build"]()["model"].state_dict()
+    assert loss_of(module, torch.load(to)) < 0.1 * loss_of(module, before)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from latephase import checks
+from latephase.distributed import Ranks, check_group, find_ranks, mean
 from latephase.finishing.budget import Budget, Meter
 from latephase.finishing.candidates import STRATEGIES, candidates, usable
-from latephase.finishing.data import examples
+from latephase.finishing.data import examples, share_of
 from latephase.finishing.journal import Journal, random_from_plain, random_to_plain
 from latephase.finishing.judge import Judge
 from latephase.finishing.phase import Phase
@@ -29,6 +31,7 @@ from latephase.tasks.split import Data
 from latephase.tasks.task import Task
 
 Callback = Callable[[FinishReport], object]
+CLOCK = "the clock"  # what ranks meet at between steps
 
 
 def finish(
@@ -46,6 +49,7 @@ def finish(
     out: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
+    process_group: object | None = None,
 ) -> FinishReport:
     """End a training: find out by short trials what helps this network, and spend the rest of the budget on that.
 
@@ -75,6 +79,10 @@ def finish(
         callbacks: Called with the report so far whenever the network has been judged. What one raises ends the finish,
             with the best state so far in the network, and is raised.
         progress: Whether to show a progress bar, where `rich` is installed.
+        process_group: The processes that finish the training together, all by the same call from the same network:
+            None for this one alone, `"world"`, or a group of `torch.distributed`. Data that all of them give are shared
+            out; else each gives its own share. `batch_size` is that of one of them, as DistributedDataParallel has it,
+            and so the objective is the mean of their losses.
 
     Returns:
         What was done, why, and what came of it. Its `state` is the best state.
@@ -82,6 +90,8 @@ def finish(
     Raises:
         TypeError: For an argument of the wrong type, naming it and what is allowed.
         ValueError: For one out of range, likewise; or if the network's score is not finite before the first step.
+        RankError: If another process fails in what is no strategy's affair, or the processes do not start from one
+            state.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -93,6 +103,7 @@ def finish(
     """
     given = Budget.parse(budget)
     meter = Meter(given)
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     _check(model, loss_func, judge, callbacks := tuple(callbacks))
     chosen = _checked_strategies(strategies)
     device = next(p for p in model.parameters() if p.requires_grad).device
@@ -100,9 +111,14 @@ def finish(
     if not model.training:
         model.train()
     seed_all(device, checks.non_negative_integer("seed", seed))
+    ranks = find_ranks(check_group(process_group), device)
     try:
-        setting = _setting(model, loss_func, train_data, valid_data, judge, optimizer, batch_size, device)
-        return _Finish(model, setting, given, meter, optimizer, chosen, seed, out, callbacks, device).run(progress)
+        with ranks.attended(CLOCK):
+            setting = _setting(
+                model, loss_func, train_data, valid_data, judge, optimizer, batch_size, process_group, ranks, device
+            )
+            finishing = _Finish(model, setting, given, meter, optimizer, chosen, seed, out, callbacks, ranks, device)
+            return finishing.run(progress and ranks.rank == 0)
     finally:
         for layer, training in modes:
             layer.training = training
@@ -134,12 +150,15 @@ class _Finish:
         seed: int,
         out: str | os.PathLike[str] | None,
         callbacks: tuple[Callback, ...],
+        ranks: Ranks,
         device: torch.device,
     ) -> None:
         self._model, self._budget, self._meter, self._device = model, budget, meter, device
-        self._callbacks, self._remarks = callbacks, list(setting.remarks)
-        self._journal = Journal(out, _identity(model, setting, budget, seed, strategies))
-        saved = self._journal.read()
+        self._callbacks, self._remarks, self._ranks = callbacks, list(setting.remarks), ranks
+        identity = _identity(model, setting, budget, seed, strategies, ranks)
+        ranks.same("the network, the data or how finish is called", lambda: (list(model.parameters()), identity))
+        self._journal = Journal(out if ranks.rank == 0 else None, identity)
+        saved = ranks.gather("where the finish stood", self._journal.read)[0]
         looked_at = len(setting.judge.examples) if saved is None else saved["looked_at"]
         if budget.unit == "seconds" and saved is None:
             looked_at = setting.judge.affordable(budget.amount, model)
@@ -147,8 +166,9 @@ class _Finish:
         generator = torch.Generator().manual_seed(seed)
         size, rate = setting.size, budget.amount
         if budget.unit == "seconds":
-            size = replace(size, flops=flops(budget.amount, device))
-            rate = gradients(budget.amount, setting.task, model, setting.data.train)
+            group = setting.task.process_group
+            size = replace(size, flops=mean(flops(budget.amount, device), group, device))
+            rate = mean(gradients(budget.amount, setting.task, model, setting.data.train), group, device)
         entrants = [c for c in candidates(setting.task, size, optimizer) if c.name in strategies]
         self._race = Race(setting.task, model, setting.data, generator, entrants, judge, rate)
         if not torch.tensor(self._race.start_score).isfinite():
@@ -173,13 +193,18 @@ class _Finish:
     def _until_over(self, show: Show) -> None:
         race, meter = self._race, self._meter
         while not race.over:
-            step = race.step(meter.share)
+            step = race.step(self._share())
             if step is None:
                 self._seen(show)
                 continue
             meter.gradients += step.gradients
-            if race.took(step, meter.share):
+            if race.took(step, self._share()):
                 self._seen(show)
+        self._share()  # who has left is missed
+
+    def _share(self) -> float:
+        """The share of the budget that is gone, of which all ranks know the same."""
+        return self._ranks.number(CLOCK, lambda: self._meter.share) / self._ranks.count
 
     def _seen(self, show: Show) -> None:
         """Save where the finish stands, and tell everybody."""
@@ -249,6 +274,8 @@ def _setting(
     judge: str,
     optimizer: torch.optim.Optimizer | None,
     batch_size: int | None,
+    process_group: object | None,
+    ranks: Ranks,
     device: torch.device,
 ) -> _Setting:
     if judge == "valid" and valid_data is None:
@@ -259,17 +286,17 @@ def _setting(
         f"{type(optimizer).__name__} steps on closures and cannot be continued; the decay is one of Adam"
     ]  # fmt: skip
     if train_data is None:
-        task = task_of(loss_func, optimizer, 1, closure=True)
+        task = task_of(loss_func, optimizer, 1, closure=True, process_group=process_group)
         assert isinstance(task, ClosureTask)
         data = no_examples(device)
         closure: Any = valid_data if held_out else loss_func
         name = "held-out loss" if held_out else "objective"
         judged = Judge(task, data.train, device, name, not held_out, checks.function("valid_data", closure))
         return _Setting(task, data, size_of(task, model, data.train), judged, tuple(remarks))
-    train = examples("train_data", train_data, device)
-    size = train.size_of_batches(batch_size)
-    task = task_of(loss_func, optimizer, min(size, len(train.split)), closure=False)
-    valid = examples("valid_data", valid_data, device) if held_out else train
+    train = share_of("train_data", examples("train_data", train_data, device), ranks)
+    size = min(train.size_of_batches(batch_size), len(train.split))
+    task = task_of(loss_func, optimizer, size, closure=False, process_group=process_group)
+    valid = share_of("valid_data", examples("valid_data", valid_data, device), ranks) if held_out else train
     if not held_out:
         remarks.append("without held-out data, states are compared by the objective on the training data")
     remarks += [remark for remark in dict.fromkeys((train.remark, valid.remark)) if remark]
@@ -291,7 +318,7 @@ def _check_optimizer(optimizer: object, model: nn.Module) -> None:
 
 
 def _identity(
-    model: nn.Module, setting: _Setting, budget: Budget, seed: int, strategies: tuple[str, ...]
+    model: nn.Module, setting: _Setting, budget: Budget, seed: int, strategies: tuple[str, ...], ranks: Ranks
 ) -> dict[str, Any]:
     """What must be the same for a finish to go on where another stopped."""
     return {
@@ -302,4 +329,5 @@ def _identity(
         "number of examples": len(setting.data.train),
         "batch size": setting.task.batch_size,
         "judge": setting.judge.name,
+        "number of processes": ranks.count,
     }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from latephase.checks import positive_integer
+from latephase.distributed import Ranks
 from latephase.tasks.split import Split
 
 BATCH_SIZE = 128  # examples per gradient where neither the user nor a loader says
@@ -35,6 +37,46 @@ class Examples(NamedTuple):
     def size_of_batches(self, given: int | None) -> int:
         """Return the batch size that was given, or else the loader's, or else a usual one."""
         return self.batch_size or BATCH_SIZE if given is None else positive_integer("batch_size", given)
+
+
+def share_of(name: str, found: Examples, ranks: Ranks) -> Examples:
+    """Return the examples of this process, of several that train together; all have as many.
+
+    Where all have read the same, they are shared out, every so manyth to one process; else each has its own already,
+    and those beyond the shortest share are left out.
+
+    Args:
+        name: What the user calls the argument.
+        found: What this process has read, from the same random numbers as the others.
+        ranks: The processes.
+
+    Raises:
+        ValueError: If there are fewer examples than processes.
+    """
+    if ranks.count == 1:
+        return found
+    count = len(found.split)
+    looks = ranks.gather(f"the examples of {name}", lambda: _print_of(found.split))
+    own = range(ranks.rank, count, ranks.count) if len(set(looks)) == 1 else range(count)
+    shortest = count // ranks.count if len(set(looks)) == 1 else min(length for length, _ in looks)
+    if shortest == 0:
+        raise ValueError(f"{name} must have at least one example for each of {ranks.count} processes, not {count}")
+    left_out = len(own) - shortest
+    remark = f"{left_out:,} examples of {name} are left out, as all processes use as many" if left_out else found.remark
+    return found._replace(split=_part(found.split, own[:shortest]), remark=remark)
+
+
+def _print_of(split: Split) -> tuple[int, int]:
+    """How many examples there are, and what shows whether others are the same."""
+    few = split.take(torch.tensor(sorted({*range(min(8, len(split))), *range(max(0, len(split) - 8), len(split))})))
+    bits = (tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes() for tensor in _tensors(few))
+    return len(split), zlib.crc32(b"".join(bits))
+
+
+def _part(split: Split, index: range) -> Split:
+    if isinstance(split, LoadedOnDemand):
+        return replace(split, dataset=Subset(split.dataset, index))
+    return split.take(torch.tensor(index))
 
 
 def examples(name: str, data: object, device: torch.device) -> Examples:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from latephase.distributed import mean
 from latephase.random_state import read_random_state, write_random_state
 from latephase.strategies.trainer import copied_state
 from latephase.tasks.closure_task import ClosureTask
@@ -45,7 +46,9 @@ class Judge:
     def __call__(self, model: nn.Module) -> float:
         """Return the score; NaN where the loss is not finite."""
         with undisturbed(model, self.device):
-            score = self._mean(model) if self.closure is None else _value(self.closure())
+            ranks, closure = self.task.ranks(self.device), self.closure
+            score = ranks.number("a score", lambda: self._mean(model) if closure is None else _value(closure()))
+            score /= ranks.count  # each looks at as many examples
             return score + self.task.l2_term(model) if self.with_l2 else score
 
     def _mean(self, model: nn.Module) -> float:
@@ -71,8 +74,8 @@ class Judge:
         few(model)  # warms up
         begin = time.perf_counter()
         few(model)
-        most = math.ceil(FEWEST * SHARE * seconds / max(time.perf_counter() - begin, 1e-9))
-        return min(count, max(most, FEWEST))
+        took = mean(time.perf_counter() - begin, self.task.process_group, self.device)
+        return min(count, max(math.ceil(FEWEST * SHARE * seconds / max(took, 1e-9)), FEWEST))
 
     def on(self, fewer: int, seed: int) -> Judge:
         """Return a judge that looks at so many of the examples, drawn at random."""

@@ -76,6 +76,7 @@ class Size:
         parameters: P.
         alike: Whether weight decay is the same for all parameters.
         flops: Of matrix products in float64, that can be had for all of the budget; infinite where work is counted.
+        processes: How many have so many examples each. A matrix is one of all.
 
     >>> small, large = Size(2000, 1, 1185, flops=1e12), Size(2000, 1, 5000, flops=1e12)
     >>> small.auto_work, small.matrix_share < large.matrix_share
@@ -87,17 +88,18 @@ class Size:
     parameters: int
     alike: bool = True
     flops: float = math.inf
+    processes: int = 1
 
     @property
     def direct(self) -> bool:
         """Whether a step of `solver="auto"` is a direct solve."""
-        return Auto().direct.accepts(self._rows, self.examples, self._matrix)
+        return Auto().direct.accepts(self._rows, self._examples, self._matrix)
 
     @property
     def auto_work(self) -> float:
         """About how many gradients on all data a step of `solver="auto"` costs, matrices aside that take seconds."""
         if self.direct:
-            counted = in_gradients(self._rows, self.examples, self._matrix) if math.isinf(self.flops) else 0.0
+            counted = in_gradients(self._rows, self._examples, self._matrix) if math.isinf(self.flops) else 0.0
             return 20.0 + counted  # rows of the Jacobian, trial losses, and corrections
         if self.outputs == 1:
             return 35.0  # the sample's matrix, and three λ with some corrections each
@@ -110,8 +112,12 @@ class Size:
         return (self._rows * self.parameters * size + size**3) / self.flops if self.direct else 0.0
 
     @property
+    def _examples(self) -> int:
+        return self.examples * self.processes
+
+    @property
     def _rows(self) -> int:
-        return self.examples * self.outputs
+        return self._examples * self.outputs
 
     @property
     def _matrix(self) -> int:
@@ -122,7 +128,8 @@ def size_of(task: Task, model: nn.Module, train: Split) -> Size:
     """Return how large a task is, by the outputs of an example, or by all of a closure's, each as an example's one."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decays = {group["weight_decay"] for group in task.parameter_groups(model) if group["params"]}
-    sized = partial(Size, parameters=_numel(trained), alike=len(decays) <= 1)
+    count = task.ranks(next(model.parameters()).device).count
+    sized = partial(Size, parameters=_numel(trained), alike=len(decays) <= 1, processes=count)
     few = train.take(slice(0, min(2, len(train))))
     with undisturbed(model, next(model.parameters()).device):
         outputs = task.forward(model, few)[1]

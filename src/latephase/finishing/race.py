@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from latephase.distributed import Ranks
 from latephase.finishing.candidates import Candidate
 from latephase.finishing.entry import Entry
 from latephase.finishing.phase import Phase, Point
@@ -160,7 +161,7 @@ class Race:
     def _look(self, phase: Phase, spent: float) -> None:
         network = self._trainer.judged()
         if network is self._model:  # a mean has renewed its own
-            renew_statistics(network, self._some_inputs(), self._device)
+            renew_statistics(network, self._some_inputs(), self._device, self._ranks)
         score = self._judge(network)
         phase.points.append(Point(spent, score))
         samples = self._entry.samples
@@ -175,6 +176,10 @@ class Race:
         size = self._task.batch_size
         for start in range(0, min(len(self._data.train), RENEWED * size), size):
             yield self._data.train.take(slice(start, start + size)).inputs
+
+    @property
+    def _ranks(self) -> Ranks:
+        return self._task.ranks(self._device)
 
     @property
     def _device(self) -> torch.device:
@@ -302,7 +307,7 @@ class Race:
             self._model.load_state_dict(state)
             self._trainer = self._built(entry)
 
-        self._guarded(spent, begin)
+        self._guarded(spent, lambda: self._ranks.each("a beginning", begin))
 
     def _dearest(self, spent: float, share: float) -> float:
         """The share that a step on trial may take: of the first trials, no more than what is left for them."""
@@ -317,7 +322,7 @@ class Race:
             self._trainer = self._built(entry)
             self._trainer.load_state_dict(entry.kept)
 
-        self._guarded(spent, begin)
+        self._guarded(spent, lambda: self._ranks.each("a beginning", begin))
 
     def _rate(self) -> float:
         """How many gradients can be had for all of the budget, as the last phase that took steps has it."""

@@ -36,7 +36,12 @@ class _GroupedClosure(ClosureTask, _Grouped):
 
 
 def task_of(
-    loss: Callable[..., object], optimizer: torch.optim.Optimizer | None, batch_size: int, *, closure: bool
+    loss: Callable[..., object],
+    optimizer: torch.optim.Optimizer | None,
+    batch_size: int,
+    *,
+    closure: bool,
+    process_group: object | None = None,
 ) -> Task:
     """Return a task.
 
@@ -45,6 +50,7 @@ def task_of(
         optimizer: Has trained the network so far: its rate and its weight decay, where that is an L2 term.
         batch_size: Examples per gradient.
         closure: Whether `loss` is a closure.
+        process_group: See `Task`.
     """
     settings = {
         "name": "finish",
@@ -55,6 +61,7 @@ def task_of(
         "gradient_batch": batch_size,
         "evaluation_batch": batch_size,
         "groups": _groups(optimizer),
+        "process_group": process_group,
     }
     make: Callable[..., Task] = _GroupedClosure if closure else _Grouped
     return make(closure=loss, **settings) if closure else make(loss=loss, **settings)

@@ -14,6 +14,7 @@ from latephase.strategies.trainer import NetworkTrainer
 from latephase.tasks.batches import endless
 from latephase.tasks.split import Data
 from latephase.tasks.task import Task
+from latephase.tasks.together import mean_gradient
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,22 @@ class Continued:
         rates = [group["lr"] for group in optimizer.param_groups]
         factor = self.schedule()
         stream = endless(data, task.batch_size, generator)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         loss: Tensor | None = None
+
+        def gradient() -> Tensor:
+            optimizer.zero_grad()
+            objective, _ = task.forward(model, next(stream))
+            objective.backward()
+            return objective.detach()
 
         def step(spent: float) -> Step:
             nonlocal loss
             scale = factor(spent, loss)
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr * scale
-            optimizer.zero_grad()
-            objective, _ = task.forward(model, next(stream))
-            objective.backward()
+            loss = mean_gradient(task.ranks(parameters[0].device), parameters, gradient)
             optimizer.step()
-            loss = objective.detach()
             return Step(1.0, float(rates[0]) * scale)
 
         return NetworkTrainer(step, model, {"optimizer": optimizer, "draws": stream})

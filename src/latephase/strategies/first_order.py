@@ -15,6 +15,7 @@ from latephase.strategies.trainer import NetworkTrainer
 from latephase.tasks.batches import endless
 from latephase.tasks.split import Data
 from latephase.tasks.task import Task, add_l2_gradient
+from latephase.tasks.together import mean_gradient
 
 Closure: TypeAlias = Callable[[], Tensor]
 """Sets the gradients of the objective on a batch, and returns its loss without a graph."""
@@ -104,6 +105,7 @@ def stepping(
         stream: The batches.
     """
     factor, groups = schedule(), task.parameter_groups(model)
+    parameters = [p for group in groups for p in group["params"]]
     loss: Tensor | None = None
 
     def step(spent: float) -> Step:
@@ -113,12 +115,16 @@ def stepping(
         for group in optimizer.param_groups:
             group["lr"] = now
 
-        def gradient() -> Tensor:
+        def of_the_loss() -> Tensor:
             optimizer.zero_grad()
             objective, _ = task.forward(model, batch)
             objective.backward()
+            return objective.detach()
+
+        def gradient() -> Tensor:
+            found = mean_gradient(task.ranks(parameters[0].device), parameters, of_the_loss)
             add_l2_gradient(groups)
-            return objective.detach()  # a tensor: to read its value waits for the device, and few schedules need it
+            return found  # a tensor: to read its value waits for the device, and few schedules need it
 
         loss = advance(gradient)
         return Step(1.0, now)

@@ -11,6 +11,7 @@ from latephase.random_state import rng_state, set_rng_state
 from latephase.tasks.batches import chunks, endless
 from latephase.tasks.split import Data
 from latephase.tasks.task import Task, add_l2_gradient
+from latephase.tasks.together import mean_gradient
 
 
 @dataclass
@@ -50,15 +51,20 @@ class FlatObjective:
         self.evaluations += 1
         set_rng_state(self.parameters.device, self._rng)
         self.parameters.write(theta)
+        trained = self.parameters.tensors
+        loss = mean_gradient(self.task.ranks(self.parameters.device), trained, self._of_the_loss)
+        add_l2_gradient(self._groups)
+        gradient = self.parameters.join([p.grad for p in trained])
+        return float(loss) + self.task.l2_term(self.model), gradient
+
+    def _of_the_loss(self) -> Tensor:
         self.model.zero_grad()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         for chunk in self._chunks:
             loss = self.task.forward(self.model, chunk)[0] * (len(chunk) / self.batch)
             loss.backward()
-            total += float(loss.detach())
-        add_l2_gradient(self._groups)
-        gradient = self.parameters.join([p.grad for p in self.parameters.tensors])
-        return total + self.task.l2_term(self.model), gradient
+            total += loss.detach().cpu()
+        return total
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the batch was drawn from, dropout's random numbers, and how many calls there were."""

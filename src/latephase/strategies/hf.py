@@ -78,7 +78,7 @@ class HF:
 
     def start(self, task: Task, model: nn.Module, data: Data, generator: torch.Generator) -> Resumable:
         """See `Strategy.start`."""
-        optimizer = _make(task.parameter_groups(model), **self.options)
+        optimizer = _make(task.parameter_groups(model), **{"process_group": task.process_group, **self.options})
         draw = hessian_free(
             data,
             curvature=self.curvature,

@@ -58,12 +58,13 @@ class SWA:
             for start in starts if self.most_batches is None else starts[: self.most_batches]:
                 yield data.train.take(slice(start, start + task.batch_size)).inputs
 
-        return _Averaging(inner, model, AveragedModel(model), self.every, batches)
+        return _Averaging(inner, task, model, AveragedModel(model), self.every, batches)
 
 
 @dataclass
 class _Averaging:
     inner: Resumable
+    task: Task
     model: nn.Module
     mean: AveragedModel
     every: int
@@ -80,7 +81,8 @@ class _Averaging:
     def judged(self) -> nn.Module:
         if self.steps < self.every:
             return self.model
-        renew_statistics(self.mean, self.batches(), next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        renew_statistics(self.mean, self.batches(), device, self.task.ranks(device))
         return self.mean.module
 
     @property

@@ -1,13 +1,18 @@
 """`latephase finish`: what is wrong with its arguments is said of them before anything is trained."""
 
 import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import typer
 
 from latephase import FinishReport, finish
+from latephase.distributed import RankError
 from latephase.finishing.checkpoint import load_checkpoint
 from latephase.study.own import find_function
 
@@ -25,6 +30,7 @@ class FinishCommand:
 
     Attributes:
         page: File for the report.
+        speaks: Whether this process writes and prints: of those that torchrun has started, the first.
 
     Raises:
         typer.BadParameter: If one of them cannot be used.
@@ -43,6 +49,7 @@ class FinishCommand:
             except ValueError as error:
                 raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
         self._to, self.page = to, to.with_suffix(".html")
+        self.speaks = not _by_torchrun() or os.environ["RANK"] == "0"
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -57,13 +64,32 @@ class FinishCommand:
         Raises:
             typer.BadParameter: If the budget or what was built cannot be used.
         """
-        try:
-            report = finish(**{**self._arguments, **options, "budget": budget})
-        except (TypeError, ValueError) as error:
-            raise typer.BadParameter(str(error)) from error
-        torch.save(self._arguments["model"].state_dict(), self._to)
-        report.to_html(self.page)
+        with _processes(next(self._arguments["model"].parameters()).device) as group:
+            try:
+                report = finish(**{"process_group": group, **self._arguments, **options, "budget": budget})
+            except (TypeError, ValueError, RankError) as error:
+                raise typer.BadParameter(str(error)) from error
+        if self.speaks:
+            torch.save(self._arguments["model"].state_dict(), self._to)
+            report.to_html(self.page)
         return report
+
+
+@contextmanager
+def _processes(device: torch.device) -> Iterator[str | None]:
+    """The group of those that torchrun has started; None without it."""
+    if not _by_torchrun():
+        yield None
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield "world"
+    finally:
+        dist.destroy_process_group()
+
+
+def _by_torchrun() -> bool:
+    return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def _checked(built: object, source: str) -> dict[str, Any]:

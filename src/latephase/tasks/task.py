@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from latephase import checks
+from latephase.distributed import Ranks, find_ranks
 from latephase.tasks.split import Split
 
 
@@ -32,6 +33,8 @@ class Task:
         gradient_batch: Examples for the gradient in a step of `hf_large`.
         evaluation_batch: Examples for the losses by which these steps judge themselves.
         loss: Maps (outputs, targets) to the mean loss, without the L2 term.
+        process_group: The processes that train together, each on examples of its own and as many of them, on the mean
+            of their losses: None for this one alone, `"world"`, or a group of `torch.distributed`.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -51,6 +54,7 @@ class Task:
     gradient_batch: int
     evaluation_batch: int
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    process_group: object | None = None
 
     def __post_init__(self) -> None:
         if checks.non_negative("lr", self.lr) == 0.0:
@@ -59,6 +63,10 @@ class Task:
         for name in ("batch_size", "curvature_batch", "gradient_batch", "evaluation_batch"):
             checks.positive_integer(name, getattr(self, name))
         checks.function("loss", self.loss)
+
+    def ranks(self, device: torch.device) -> Ranks:
+        """Return the processes that train together, for one exchange, whose network is on `device`."""
+        return find_ranks(self.process_group, device, by_hand=True)
 
     def forward(self, model: nn.Module, batch: Split) -> tuple[Tensor, Tensor]:
         """Return the mean loss on a batch, without the L2 term, and the outputs that it is a function of."""
