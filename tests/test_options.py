@@ -336,7 +336,7 @@ def test_damping_bounds() -> None:
     succeeding = plain(damping_bounds=(0.9, 1.2))
     succeeding.step()
     assert succeeding.opt.param_groups[0]["damping"] == succeeding.opt.last_step.next_damping == 0.9
-    failing = plain(damping_bounds=(0.9, 1.2), damping_rule=LevenbergMarquardt(limited=False))
+    failing = plain(damping_bounds=(0.9, 1.2), damping_rule=LevenbergMarquardt(beyond=math.inf))
     for _ in range(2):
         failing.step(mvp=lambda v: 1e-3 * v, grad=-gradient(failing.model, failing.gradient[0]))  # goes uphill
         assert failing.opt.last_step.outcome is Outcome.NO_DECREASE
@@ -1065,7 +1065,7 @@ class Growing(LevenbergMarquardt):
 @pytest.mark.parametrize(("other_data", "limited"), [(True, True), (True, False), (False, True)])
 def test_damping_grows_beyond_the_curvature_only_where_the_model_can_be_blamed(other_data: bool, limited: bool) -> None:
     """On other data than the model's it is the gradient's noise that parts model and loss, and λ does not mend that."""
-    problem = plain(damping=0.1, damping_rule=Growing(limited=limited))
+    problem = plain(damping=0.1, damping_rule=Growing(**({} if limited else {"beyond": math.inf})))
     data = batch(9, seed=41)
     evaluate = closure(problem.model, data) if other_data else None
     for _ in range(30):

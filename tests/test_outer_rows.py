@@ -12,7 +12,7 @@ from tests.comparison import property_test
 from torch import Tensor
 
 from latephase import outer_rows
-from latephase.outer_rows import Block, Outer, OuterRows, lower_gram, stacked, whole
+from latephase.outer_rows import Block, Outer, OuterRows, Whole, lower_gram, stacked, whole
 
 
 def some(seed: int) -> Callable[..., Tensor]:
@@ -25,7 +25,8 @@ def rows(seed: int, m: int, terms: tuple[int, ...] = (2, 0, 3, 2)) -> OuterRows:
     draw = some(seed)
     shapes = [(3, 4), (2, 1), (1, 5), (4, 3)]
     blocks: list[Block] = [
-        Outer(draw(m, k, a), draw(m, k, b)) if k else draw(m, a * b) for k, (a, b) in zip(terms, shapes, strict=True)
+        Outer(draw(m, k, a), draw(m, k, b)) if k else Whole(draw(m, a * b))
+        for k, (a, b) in zip(terms, shapes, strict=True)
     ]
     return OuterRows(blocks)
 
@@ -35,9 +36,9 @@ def rows(seed: int, m: int, terms: tuple[int, ...] = (2, 0, 3, 2)) -> OuterRows:
 def test_they_are_the_matrix_that_each_row_adds_up_to(seed: int, m: int, k: int):
     draw = some(seed)
     left, right, v, u = draw(m, k, 3), draw(m, k, 4), draw(14), draw(m)
-    R = OuterRows([Outer(left, right), draw(m, 2)])
+    R = OuterRows([Outer(left, right), Whole(draw(m, 2))])
     by_hand = torch.stack([
-        torch.cat([sum(torch.outer(left[i, j], right[i, j]) for j in range(k)).flatten(), R.blocks[1][i]])
+        torch.cat([sum(torch.outer(left[i, j], right[i, j]) for j in range(k)).flatten(), R.blocks[1].dense()[i]])
         for i in range(m)
     ])  # fmt: skip
     torch.testing.assert_close(R.dense(), by_hand)

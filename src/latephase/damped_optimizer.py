@@ -196,11 +196,11 @@ class DampedOptimizer(torch.optim.Optimizer, ABC):
             for p, piece in zip(parameters.tensors, rows, strict=True):
                 self.state[p].update(metric=piece.to(p.detach()), numbers=memory.numbers.to(p.detach()))
 
-    def _scale_damping(self, factor: float, largest: float = math.inf, beyond: float = 0.0) -> None:
+    def _scale_damping(self, factor: float, largest: float = math.inf, beyond: float = math.inf) -> None:
         """Multiply λ by a factor; above the largest curvature it grows by no more than a share of that."""
         for group in self.param_groups:
             lam = float(group["damping"])
-            most = max(largest, lam + beyond * largest) if math.isfinite(largest) else math.inf
+            most = max(largest, lam + beyond * largest) if max(largest, beyond) < math.inf else math.inf
             grown = min(factor, most / lam) if factor > 1.0 and lam > 0.0 else factor
             group["damping"] = clipped(grown * lam, self.damping_bounds)
 

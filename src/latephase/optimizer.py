@@ -169,9 +169,9 @@ class HessianFree(PublishedHelpers, DampedOptimizer):
         actual = loss_at(path.last) - loss_0
         factor = path.damping_factor or self.damping_rule(actual, path.predicted)
         judged_apart = loss_model != loss_0 and math.isfinite(actual)  # on other data than B
-        limited = self.kind.operator is GGN and judged_apart and getattr(self.damping_rule, "limited", False)
-        largest = path.curvature if limited else math.inf
-        self._scale_damping(factor, largest, beyond=getattr(self.damping_rule, "beyond", 0.0))
+        noisy = judged_apart and self.kind.operator is GGN
+        beyond = getattr(self.damping_rule, "beyond", math.inf) if noisy else math.inf
+        self._scale_damping(factor, path.curvature, beyond)
         # p ← cg_backtracking({p_n}, L_B̄)
         n = self.backtracking(loss_at, path.steps)
         # α ← line_search(p, L_B̄), from α = lr

@@ -8,7 +8,7 @@ entries where whole rows take out · in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -34,57 +34,107 @@ class Outer(NamedTuple):
         """How long the rows are: out · in."""
         return self.left.shape[2] * self.right.shape[2]
 
+    @property
+    def terms(self) -> int:
+        """The number k of products in each."""
+        return self.left.shape[1]
+
+    @property
+    def work(self) -> int:
+        """How many multiplications a product of two rows takes."""
+        return self.terms**2 * (self.left.shape[2] + self.right.shape[2])
+
+    def times(self, v: Tensor) -> Tensor:
+        """The rows times v, shape (M,), for v of shape (out · in,)."""
+        V = v.view(self.left.shape[2], self.right.shape[2])
+        return (self.right @ V.T).mul_(self.left).sum((1, 2))
+
+    def transposed_times(self, u: Tensor) -> Tensor:
+        """The rows' transpose times u, shape (out · in,), for u of shape (M,)."""
+        scaled = (self.left * u.view(-1, 1, 1)).flatten(0, 1)
+        return (scaled.T @ self.right.flatten(0, 1)).flatten()
+
     def dense(self) -> Tensor:
         """The rows, shape (M, out · in)."""
         return torch.einsum("mko,mki->moi", self.left, self.right).flatten(1)
 
+    def to(self, dtype: torch.dtype) -> Outer:
+        """The same in another type."""
+        return Outer(self.left.to(dtype), self.right.to(dtype))
 
-Block = Tensor | Outer
+
+class Whole(NamedTuple):
+    """M rows as they are.
+
+    Attributes:
+        rows: Shape (M, p).
+    """
+
+    rows: Tensor
+
+    @property
+    def size(self) -> int:
+        """How long they are."""
+        return self.rows.shape[1]
+
+    @property
+    def work(self) -> int:
+        """See `Outer`."""
+        return self.size
+
+    def times(self, v: Tensor) -> Tensor:
+        """See `Outer`."""
+        return self.rows @ v
+
+    def transposed_times(self, u: Tensor) -> Tensor:
+        """See `Outer`."""
+        return self.rows.T @ u
+
+    def dense(self) -> Tensor:
+        """See `Outer`."""
+        return self.rows
+
+    def to(self, dtype: torch.dtype) -> Whole:
+        """See `Outer`."""
+        return Whole(self.rows.to(dtype))
+
+
+Block = Whole | Outer
 
 
 class OuterRows:
     """R of shape (M, P) for P parameters of which some have rows of outer products.
 
     Args:
-        blocks: Its columns, parameter by parameter: whole rows, shape (M, p), or outer products.
+        blocks: Its columns, parameter by parameter.
 
-    >>> R = OuterRows([Outer(torch.ones(2, 1, 3), torch.ones(2, 1, 2)), torch.zeros(2, 1)])
+    >>> R = OuterRows([Outer(torch.ones(2, 1, 3), torch.ones(2, 1, 2)), Whole(torch.zeros(2, 1))])
     >>> R @ torch.ones(7), R.T @ torch.ones(2), R.lower_gram()[1, 0]
     (tensor([6., 6.]), tensor([2., 2., 2., 2., 2., 2., 0.]), tensor(6.))
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self.blocks = list(blocks)
-        self._sizes = [block.size if isinstance(block, Outer) else block.shape[1] for block in self.blocks]
+        self._sizes = [block.size for block in self.blocks]
 
     def __len__(self) -> int:
-        first = self.blocks[0]
-        return len(first.left if isinstance(first, Outer) else first)
+        return len(self.blocks[0][0])
 
     @property
     def share(self) -> float:
         """How many multiplications an entry of RRᵀ takes, over the P that whole rows would."""
-        work = [
-            _terms(block) ** 2 * (block.left.shape[2] + block.right.shape[2]) if isinstance(block, Outer) else size
-            for block, size in zip(self.blocks, self._sizes, strict=True)
-        ]
-        return sum(work) / sum(self._sizes)
+        return sum(block.work for block in self.blocks) / sum(self._sizes)
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of all its numbers."""
-        first = self.blocks[0]
-        return (first.left if isinstance(first, Outer) else first).dtype
+        return self.blocks[0][0].dtype
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Rv for v of shape (P,)."""
         found = v.new_zeros(len(self))
         for block, piece in zip(self.blocks, v.split(self._sizes), strict=True):
-            if isinstance(block, Outer):
-                V = piece.view(block.left.shape[2], block.right.shape[2])
-                found += (block.right @ V.T).mul_(block.left).sum((1, 2))
-            else:
-                found.addmv_(block, piece)
+            found += block.times(piece)
         return found
 
     @property
@@ -94,16 +144,16 @@ class OuterRows:
 
     def lower_gram(self) -> Tensor:
         """RRᵀ, right in and below the diagonal, shape (M, M)."""
-        whole = [block for block in self.blocks if not isinstance(block, Outer)]
-        outer = sorted((block for block in self.blocks if isinstance(block, Outer)), key=_terms)
+        whole = [block.rows for block in self.blocks if isinstance(block, Whole)]
+        outer = sorted((block for block in self.blocks if isinstance(block, Outer)), key=lambda block: block.terms)
         K = lower_gram(torch.cat(whole, 1)) if whole else outer[0].left.new_zeros(len(self), len(self))
-        for k, alike in groupby(outer, key=_terms):
+        for k, alike in groupby(outer, key=lambda block: block.terms):
             _add_lower_gram(K, [(block.left.flatten(0, 1), block.right.flatten(0, 1)) for block in alike], k)
         return K
 
     def dense(self) -> Tensor:
         """All of R."""
-        return torch.cat([block.dense() if isinstance(block, Outer) else block for block in self.blocks], 1)
+        return torch.cat([block.dense() for block in self.blocks], 1)
 
     def double(self) -> OuterRows:
         """The same in float64."""
@@ -111,18 +161,13 @@ class OuterRows:
 
     def to(self, dtype: torch.dtype) -> OuterRows:
         """The same in another type."""
-        return self._mapped(lambda tensor: tensor.to(dtype))
+        return OuterRows([block.to(dtype) for block in self.blocks])
 
     def mul_(self, factor: float) -> OuterRows:
         """Multiply all by a number, in place."""
         for block in self.blocks:
-            (block.left if isinstance(block, Outer) else block).mul_(factor)
+            block[0].mul_(factor)
         return self
-
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> OuterRows:
-        return OuterRows([
-            Outer(*map(function, block)) if isinstance(block, Outer) else function(block) for block in self.blocks
-        ])  # fmt: skip
 
 
 class Transposed:
@@ -133,14 +178,7 @@ class Transposed:
 
     def __matmul__(self, u: Tensor) -> Tensor:
         """Rᵀu for u of shape (M,)."""
-        pieces = []
-        for block in self._rows.blocks:
-            if isinstance(block, Outer):
-                scaled = (block.left * u.view(-1, 1, 1)).flatten(0, 1)
-                pieces.append((scaled.T @ block.right.flatten(0, 1)).flatten())
-            else:
-                pieces.append(block.T @ u)
-        return torch.cat(pieces)
+        return torch.cat([block.transposed_times(u) for block in self._rows.blocks])
 
 
 Rows = Tensor | OuterRows
@@ -174,10 +212,6 @@ def lower_gram(A: Rows, blocks: int = 8) -> Tensor:
     return K
 
 
-def _terms(block: Outer) -> int:
-    return block.left.shape[1]
-
-
 def _add_lower_gram(K: Tensor, factors: Sequence[tuple[Tensor, Tensor]], k: int) -> None:
     """Add what weights bring whose rows have k terms each, one below the other: shapes (M · k, out), (M · k, in)."""
     n = len(K)
@@ -195,9 +229,7 @@ def _below_each_other(blocks: Sequence[Block]) -> Block:
     """Rows of one parameter; where some have fewer terms, terms of zeros are added."""
     outer = [block for block in blocks if isinstance(block, Outer)]
     if not outer:
-        return torch.cat([block for block in blocks if not isinstance(block, Outer)])
-    most = max(map(_terms, outer))
-    filled = [
-        [torch.nn.functional.pad(side, (0, 0, 0, most - side.shape[1])) for side in block] for block in outer
-    ]  # fmt: skip
+        return Whole(torch.cat([block.dense() for block in blocks]))
+    most = max(block.terms for block in outer)
+    filled = [[torch.nn.functional.pad(side, (0, 0, 0, most - block.terms)) for side in block] for block in outer]
     return Outer(*(torch.cat(sides) for sides in zip(*filled, strict=True)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from latephase.curvature.replay import leaves_where_needed, replay
 from latephase.curvature.rewrite.nodes import outputs_of, value_of
 from latephase.curvature.rewrite.outer_products import outer_products
 from latephase.curvature.traced import traced
-from latephase.outer_rows import Outer, OuterRows, Rows
+from latephase.outer_rows import Outer, OuterRows, Rows, Whole
 
 CHUNK_BYTES = 2**24  # of rows that are in the making at once on a CPU: more than that leaves its caches
 CHUNK_BYTES_OF_DEVICE = 2**28  # on others, which want work for all their cores
@@ -129,21 +129,13 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], c
         cut = [(tensor.index_select(dim, chosen), dim) for tensor, dim in cut]
 
     samples, r = cotangents[0].shape[:2]
-    numbers = samples * r * sum(p.numel() for p in parameters)
-    backward = _traced_backward(one, parameters, cotangents, in_factors=numbers >= LARGE)
+    P, dtype = sum(p.numel() for p in parameters), _common(parameters)
+    backward = _traced_backward(one, parameters, cotangents, in_factors=samples * r * P >= LARGE)
+    some_samples = torch.func.vmap(_of_sample(one, parameters, backward), in_dims=(0, [dim for _, dim in cut]))
 
-    def of_sample(cotangents: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
-        left = iter(slices)
-        inputs = [t if d is None else next(left).unsqueeze(d) for t, d in zip(one.inputs, one.dims, strict=True)]
-        if backward is not None:
-            graph = backward.graph
-            return torch.func.vmap(lambda *u: graph(*parameters, *inputs, *(c.unsqueeze(0) for c in u)))(*cotangents)
-        pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
-        return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
-
-    some_samples = torch.func.vmap(of_sample, in_dims=(0, [dim for _, dim in cut]))
-
-    def pieces(at_once: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    def pieces(numbers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+        """What some samples after the others make, that many numbers for each of their rows."""
+        at_once = _at_once(cotangents[0], numbers * r)
         for first in range(0, samples, at_once):
             count = min(at_once, samples - first)
             slices = [tensor.narrow(dim, first, count) for tensor, dim in cut]
@@ -153,12 +145,28 @@ def rows(one: Sampled, leaves: Sequence[Tensor], cotangents: Sequence[Tensor], c
     # Attention by elementary operations: its fused kernels cannot be mapped.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if backward is not None and any(backward.in_factors):
-            chunks = [found for _, found in pieces(_at_once(cotangents[0], backward.numbers * r))]
-            return _in_factors(chunks, backward.in_factors, _common(parameters))
-        R = cotangents[0].new_empty(samples * r, numbers // (samples * r), dtype=_common(parameters))
-        for some, found in pieces(_at_once(R, R[:r].numel())):
+            return _in_factors([found for _, found in pieces(backward.numbers)], backward.in_factors, dtype)
+        R = cotangents[0].new_empty(samples * r, P, dtype=dtype)
+        for some, found in pieces(P):
             torch.cat([piece.flatten(1) for piece in found], 1, out=R[some])  # R is large: each number moves once
     return R
+
+
+def _of_sample(
+    one: Sampled, parameters: Sequence[Tensor], backward: Backward | None
+) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]:
+    """Return what maps a sample's cotangents, and its slices of what the program takes from outside, to rows."""
+
+    def rows_of(cotangents: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
+        left = iter(slices)
+        inputs = [t if d is None else next(left).unsqueeze(d) for t, d in zip(one.inputs, one.dims, strict=True)]
+        if backward is not None:
+            graph = backward.graph
+            return torch.func.vmap(lambda *u: graph(*parameters, *inputs, *(c.unsqueeze(0) for c in u)))(*cotangents)
+        pull = torch.func.vjp(lambda p: replay(one.program, p, inputs), parameters)[1]
+        return torch.func.vmap(lambda *u: pull([c.unsqueeze(0) for c in u])[0])(*cotangents)
+
+    return rows_of
 
 
 def _at_once(like: Tensor, numbers: int) -> int:
@@ -170,7 +178,9 @@ def _at_once(like: Tensor, numbers: int) -> int:
 def _in_factors(chunks: Sequence[list[Tensor]], in_factors: Sequence[bool], dtype: torch.dtype) -> OuterRows:
     """Rows from gradients, some samples after the others; those in factors are two matrices each."""
     joined = iter([torch.cat(pieces).to(dtype) for pieces in zip(*chunks, strict=True)])
-    return OuterRows([Outer(next(joined), next(joined)) if two else next(joined).flatten(1) for two in in_factors])
+    return OuterRows([
+        Outer(next(joined), next(joined)) if two else Whole(next(joined).flatten(1)) for two in in_factors
+    ])  # fmt: skip
 
 
 def _common(tensors: Sequence[Tensor]) -> torch.dtype:

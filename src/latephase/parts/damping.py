@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from latephase.checks import boolean, non_negative, positive
+from latephase.checks import non_negative, positive
 
 
 class DampingRule(Protocol):
@@ -41,12 +41,12 @@ class LevenbergMarquardt:
         upper: Above this ρ it was right. (3/4, likewise.)
         increase: The factor on λ then, ≥ 1. (3/2: Martens & Sutskever 2012, Section 8.5.)
         decrease: The factor here, > 0 and at most 1. (2/3, likewise.)
-        limited: Whether λ no longer grows by that factor once it is beyond the largest curvature, where ρ is measured
-            on other data than the model, and that is the GGN's. A larger λ hardly turns the step, and shortens it; but
-            what parts model and loss then is the gradient's noise, which no λ mends, and λ would grow for ever.
-            (Hessians need λ against negative curvature.) The published rule does not have this limit.
-        beyond: The share of the largest curvature, ≥ 0, that it grows by there instead: steps are then shortened as
-            1 / (1 + t · `beyond`) after t steps, which lets noise average out as a decaying learning rate does.
+        beyond: Once λ is beyond the largest curvature it grows by no more than this share of that, ≥ 0, where ρ is
+            measured on other data than the model, and that is the GGN's. A larger λ hardly turns the step then, and
+            shortens it; what parts model and loss is the gradient's noise, which no λ mends, and λ would grow for ever.
+            (Hessians need λ against negative curvature.) So steps are shortened as 1 / (1 + t · `beyond`) after t
+            steps, which lets noise average out as a decaying learning rate does. With 0 λ rests at the curvature,
+            with `math.inf`, as published, it grows by `increase` there, too.
 
     >>> LevenbergMarquardt()(actual=-0.1, predicted=-1.0)
     1.5
@@ -56,14 +56,13 @@ class LevenbergMarquardt:
     upper: float = 3.0 / 4.0
     increase: float = 3.0 / 2.0
     decrease: float = 2.0 / 3.0
-    limited: bool = True
     beyond: float = 1.0 / 50.0
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper", "increase", "decrease"):
             positive(name, getattr(self, name))
-        boolean("limited", self.limited)
-        non_negative("beyond", self.beyond)
+        if self.beyond != math.inf:
+            non_negative("beyond", self.beyond)
         if not self.lower <= self.upper:
             raise ValueError(f"lower must be at most upper, not {self.lower!r} and {self.upper!r}")
         if not self.decrease <= 1.0 <= self.increase:
