@@ -24,6 +24,11 @@ from latephase.wrapped import Wrappers
 
 Result = TypeVar("Result")
 
+# What tensors of a class of their own (PINA's have labels, say) make of functions is the closure's affair; whatever is
+# computed from them elsewhere takes them for plain ones.
+as_they_are = torch._C._EnableTorchFunction
+as_numbers = torch._C.DisableTorchFunctionSubclass
+
 
 class ParametersWrittenError(RuntimeError):
     """The closure wrote to parameters while it was evaluated at θ."""
@@ -139,7 +144,7 @@ class Transaction:
         self._hook = register_module_forward_pre_hook(self._remember)
         first, evaluation = self._after is None, Evaluation(self, watch.differentiated)
         try:
-            with watch, self._wrappers.quiet():
+            with watch, self._wrappers.quiet(), as_they_are():
                 yield evaluation
         finally:
             watch.differentiated.clear()  # they hold graphs
@@ -264,11 +269,13 @@ def settled(
 
     try:
         try:
-            result = attempt(found)
+            with as_numbers():
+                result = attempt(found)
         except ParametersWrittenError:
             found.commit()
             running = Transaction(parameters)
-            result = attempt(running)
+            with as_numbers():
+                result = attempt(running)
         undo() if undone(result) else running.commit()
         return result
     except BaseException as error:

@@ -532,3 +532,79 @@ def test_views_as_another_class_are_seen_through():
         product = C @ v
         torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-14)
         assert type(product) is torch.Tensor
+
+
+# ---------------------------------------------------------------------- lists, and tensors of classes of their own
+
+
+@pytest.mark.parametrize("index", [[0, 2], [True, False, True], (slice(None), [2, 0]), ([0, 1], [2, 2])], ids=str)
+def test_lists_of_numbers_index_as_fast_as_tensors(index):
+    """Each time the function is called it makes tensors of them, which are no constants that grow stale."""
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(3, 3)
+    params = trainable(model)
+    for i in (index, [1, 1]):
+
+        def forward(i=i):
+            z = model(x)[i]
+            return (z**2).mean(), z
+
+        C = ggn(forward, params)
+        assert C.backend == "linearize", C.explain()
+        assert_right(C, true_ggn([forward()[1]], lambda z: (z[0] ** 2).mean(), params))
+
+
+class WithLabel(torch.Tensor):
+    """Refuses to change its type without its label, which none of its results has by itself."""
+
+    def to(self, *args, **kwargs):
+        label = self.__dict__["label"]
+        moved = super().to(*args, **kwargs)
+        moved.__dict__["label"] = label
+        return moved
+
+
+def labelled(tensor, label):
+    found = tensor.as_subclass(WithLabel)
+    found.__dict__["label"] = label
+    return found
+
+
+@pytest.mark.parametrize("operator", [ggn, hessian])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_tensors_of_a_class_of_their_own(operator, smooth):
+    """They are that to the closure, and numbers to all else; whatever the rung."""
+    model, (x, y, _) = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), data()
+    params = trainable(model)
+    seen = []
+
+    def residuals(inputs):
+        z = model(inputs) - y
+        return z if smooth else Unseen.apply(z)
+
+    def forward():
+        inputs = labelled(x, "x")
+        seen.append(inputs.to(torch.float64).__dict__["label"])
+        z = residuals(inputs)
+        assert isinstance(z, WithLabel)
+        return (z**2).mean(), z
+
+    C = operator(forward, params)
+    z = residuals(x)
+    truth = (
+        true_ggn([z], lambda z: (z[0] ** 2).mean(), params) if operator is ggn else true_hessian((z**2).mean(), params)
+    )
+    assert_right(C, truth)
+    assert type(C @ torch.ones(C._parameters.numel)) is torch.Tensor
+    assert set(seen) == {"x"}
+
+
+class Unseen(torch.autograd.Function):
+    """Twice, by a function that only the graph knows."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return 2.0 * z
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2.0 * grad

@@ -129,7 +129,8 @@ class GGN(CurvatureOperator[Factors]):
                 raise
             pieces = [self._row_by_row(root) for root in found]
         R = stacked(pieces)
-        rho = torch.cat([root.solve(self._engine.slopes) for root in found])
+        slopes = [slope.detach() for slope in self._engine.slopes]
+        rho = torch.cat([root.solve(slopes) for root in found])
         return R.to(self._parameters.dtype), rho.to(self._parameters.dtype), passes
 
     def _row_by_row(self, root: Roots) -> Tensor:

@@ -206,8 +206,8 @@ REMEMBERED_BACKWARDS = 32
 
 
 def differentiates(program: Program) -> bool:
-    """Whether a program takes derivatives by `torch.autograd.grad`, which has no place inside `torch.func`."""
-    return any(call.function is torch.autograd.grad for call in program.calls)
+    """Whether a program takes derivatives by `torch.autograd`, or prepares to, which has no place in `torch.func`."""
+    return any(call.function in (torch.autograd.grad, Tensor.requires_grad_) for call in program.calls)
 
 
 def _traced_backward(

@@ -16,6 +16,7 @@ from latephase.curvature.ladder import E, Ladder
 from latephase.curvature.options import DEFAULT_OPTIONS, Options
 from latephase.curvature.point import Point
 from latephase.curvature.verify import DisagreementError
+from latephase.transaction import as_numbers
 
 T = TypeVar("T")
 Mark = float | torch.cuda.Event
@@ -88,7 +89,7 @@ class CurvatureOperator(ABC, Generic[E]):
             )
         if v.dim() == 2:
             return torch.stack([self @ column for column in v.unbind(1)], dim=1)
-        with self._products.lap():
+        with self._products.lap(), as_numbers():
             pieces = self._parameters.split(v)
             return self._parameters.join(self._surely(lambda: self._product(pieces)))
 

@@ -26,6 +26,7 @@ from latephase.random_state import rng_state
 from latephase.watching import is_plain, storage_of, tensors_in, version_of
 
 Function = Callable[..., object]
+INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, torch.nn.Module)
 
 
@@ -66,7 +67,8 @@ class Recording(TorchFunctionMode):
         with torch._C.DisableTorchFunction():  # what is asked here, nobody needs to see
             given = list(tensors_in([args, kwargs]))
             # Every tensor replaced by where it came from; no container is shared.
-            origins = mapped(args, self._traced), mapped(kwargs, self._traced)
+            known = _indexing_by_tensors(args) if func in INDEXING else args
+            origins = mapped(known, self._traced), mapped(kwargs, self._traced)
             versions = [version_of(t) for t in given]
             stream = None if any(t.requires_grad for t in given) else rng_state(self._parameters[0].device)
         result = func(*args, **kwargs)
@@ -148,6 +150,21 @@ class Recording(TorchFunctionMode):
             self._unseen = self._unseen or node.name().removesuffix("Backward")
         else:
             refuse_made_before(parameter_below(node, self._parameters))
+
+
+def _indexing_by_tensors(args: tuple[object, ...]) -> tuple[object, ...]:
+    """The arguments of an indexing with tensors for lists of numbers, of which each call would make tensors anew."""
+    tensor, index, *rest = args
+    each = index if isinstance(index, tuple) else (index,)
+    made = tuple(_indexing_tensor(i) if isinstance(i, list) else i for i in each)
+    return tensor, made if isinstance(index, tuple) else made[0], *rest
+
+
+def _indexing_tensor(index: list[object]) -> object:
+    kinds = {type(i) for i in index}
+    if kinds == {bool}:  # as positions: how many there are is then known from its shape
+        return torch.tensor([position for position, chosen in enumerate(index) if chosen], dtype=torch.int64)
+    return torch.tensor(index) if kinds == {int} else index
 
 
 def refuse_made_before(p: Tensor | None) -> None:
