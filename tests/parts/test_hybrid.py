@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.comparison import property_test
 from tests.parts.residuals import Residuals
 from torch import nn
 
 from latephase import HessianFree
 from latephase.parts import Direct, Hybrid, Path, Sampled
 from latephase.parts.direct import OTHER
-from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE, Pace
+from latephase.parts.hybrid import FAST, GROWTH, IN_A_ROW, LEARNING, PROBE, Pace, from_two, in_two
 from latephase.study.strategies.broyden import Minimiser
 
 EYE = torch.eye(4, dtype=torch.float64)
@@ -28,7 +31,7 @@ def residuals(seed: int = 0) -> Residuals:
 
 def remembering(problem, **changes):
     pace = Pace(direct=1e-9, burst=math.inf, left=2.0, patience=5.0, price=10.0)
-    return replace(problem, memory=pace._replace(**changes).remembered(EYE))
+    return replace(problem, memory=pace._replace(**changes).remembered(EYE, problem.b))
 
 
 def pace_of(path: Path) -> Pace:
@@ -95,6 +98,39 @@ def test_a_burst_learns_and_leaves_what_it_was_given():
     assert pace_of(path).burst == pytest.approx(expected)
 
 
+@property_test
+@given(st.integers(0, 1000), st.floats(-12.0, 12.0))
+def test_in_float32_two_numbers_hold_one_of_float64(seed: int, scale: float):
+    """Rounded to one, an inverse Hessian whose eigenvalues differ by more than 10⁷ would have negative ones."""
+    x = 10.0**scale * torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pair = in_two(x, torch.empty(0))
+    assert (pair.dtype, pair.shape) == (torch.float32, (3, 6))
+    torch.testing.assert_close(from_two(pair), x, rtol=2.0**-46, atol=1e-30)
+    assert in_two(x, x) is x
+    assert from_two(x) is x
+
+
+def test_a_burst_of_a_network_in_float32_learns_in_float64():
+    """Eight orders of magnitude between eigenvalues, of which float32 holds seven."""
+    wide = torch.tensor([1.0, 1e-8, 1e-3, 1e-6], dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    problem = residuals().problem
+
+    def gradient_at(p: torch.Tensor) -> tuple[float, torch.Tensor]:
+        loss, g = problem.gradient_at(p.double())
+        return loss, g.float()
+
+    narrow = replace(
+        problem, b=problem.b.float(), loss_at=lambda p: problem.loss_at(p.double()), gradient_at=gradient_at
+    )
+    pace = Pace(direct=1e-9, burst=math.inf, left=2.0, patience=5.0, price=10.0)
+    path = Hybrid()(replace(narrow, memory=pace.remembered(turn @ wide.diag() @ turn.T, narrow.b)))
+    assert path.method.endswith("gradients of self-scaled Broyden")
+    assert path.steps[path.last].dtype == path.memory.metric.dtype == torch.float32
+    H = from_two(path.memory.metric)
+    assert float(torch.linalg.eigvalsh(0.5 * (H + H.T))[0]) > 0.0
+
+
 def test_a_burst_that_brings_too_little_ends_early():
     """Not while it is new."""
     hard = remembering(residuals().problem, direct=50.0, burst=60.0)
@@ -131,7 +167,7 @@ def test_direct_steps_that_are_tried_in_vain_are_tried_less_often(burst: float, 
 @pytest.mark.parametrize("metric", [EYE[:, :3], EYE[:3, :3]], ids=["vectors", "of other parameters"])
 def test_what_another_solver_remembered_is_not_its_own(metric: torch.Tensor):
     problem = residuals().problem
-    foreign = replace(problem, memory=pace_of(Hybrid()(problem)).remembered(metric))
+    foreign = replace(problem, memory=pace_of(Hybrid()(problem)).remembered(metric, problem.b))
     assert Hybrid()(foreign).method.startswith("direct")
 
 
@@ -156,11 +192,11 @@ def test_where_gradients_bring_nothing_a_direct_step_follows():
 # ---------------------------------------------------------------------- in the optimizer
 
 
-def hard(seed: int = 0):
+def hard(seed: int = 0, dtype: torch.dtype = torch.float64):
     """A fit from a plateau, where direct steps crawl."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)).double()
-    x = torch.linspace(-1.0, 1.0, 60, dtype=torch.float64).unsqueeze(1)
+    model = nn.Sequential(nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)).to(dtype)
+    x = torch.linspace(-1.0, 1.0, 60, dtype=dtype).unsqueeze(1)
     y = (12.0 * x).sin()
     opt = HessianFree(model.parameters(), solver=Hybrid())
 
@@ -192,11 +228,12 @@ def test_both_kinds_take_their_turns_and_the_loss_only_falls():
     assert losses[-1] < 1e-3 * losses[0]
 
 
-def test_a_resumed_run_goes_on_to_the_bit():
-    model, opt, forward = hard()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_resumed_run_goes_on_to_the_bit(dtype: torch.dtype):
+    model, opt, forward = hard(dtype=dtype)
     while "metric" not in opt.state[model[0].weight] or not opt.last_step.solver.endswith("Broyden"):
         opt.step(forward)
-    again, other, ahead = hard()
+    again, other, ahead = hard(dtype=dtype)
     again.load_state_dict(copy.deepcopy(model.state_dict()))
     other.load_state_dict(copy.deepcopy(opt.state_dict()))
     assert methods(opt, forward, 8) == methods(other, ahead, 8)

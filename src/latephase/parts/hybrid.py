@@ -51,9 +51,20 @@ class Pace(NamedTuple):
         """Whether bursts are compared: the first ones learn."""
         return self.left <= self.patience - LEARNING
 
-    def remembered(self, metric: Tensor) -> Memory:
-        """Return what is to be remembered of both."""
-        return Memory(metric, metric.new_tensor(self))
+    def remembered(self, metric: Tensor, like: Tensor) -> Memory:
+        """Return what is to be remembered of both, in the type of `like`."""
+        return Memory(in_two(metric, like), like.new_tensor(self))
+
+
+def in_two(x: Tensor, like: Tensor) -> Tensor:
+    """Return float64 in the type of `like`; side by side what is left of it by rounding, where that is narrower."""
+    rounded = x.type_as(like)
+    return x if rounded.dtype == x.dtype else torch.cat((rounded, (x - rounded.type_as(x)).type_as(like)), 1)
+
+
+def from_two(pair: Tensor) -> Tensor:
+    """The inverse of `in_two`, as far as two numbers hold one in float64."""
+    return pair if pair.dtype == torch.float64 else torch.stack(pair.double().chunk(2, 1)).sum(0)
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,11 @@ class Hybrid:
     Gauss-Newton and quasi-Newton steps (Fletcher & Xu 1987). The first see nothing of the residuals' own curvature:
     they crawl where that bends the loss most, far from the end, and are beyond all others near it. The second are those
     of the self-scaled Broyden family; their approximation of the inverse Hessian begins at the identity and is kept
-    from step to step, P² numbers. A step is then a burst of their iterations, for as long as gradients lower the
-    logarithm of the loss by more, each, than the last direct step did by its price; the first three bursts, which learn
-    most, are not compared. After five another direct step is tried, after ten more the next, and so on. Once one lowers
-    the loss fourfold the approximation is dropped.
+    from step to step, P² numbers in float64, whatever the network's type: its eigenvalues differ by more than float32
+    holds. A step is then a burst of their iterations, for as long as gradients lower the logarithm of the loss by more,
+    each, than the last direct step did by its price; the first three bursts, which learn most, are not compared. After
+    five another direct step is tried, after ten more the next, and so on. Once one lowers the loss fourfold the
+    approximation is dropped.
 
     Where a step is judged on other data, only direct steps are taken: an approximation that learns from one batch after
     the other would learn their differences.
@@ -121,33 +133,40 @@ class Hybrid:
             return path
         rate, found = math.log(problem.loss_0 / after) / price, _recalled(problem)
         if found is None:
-            learned = torch.ones_like(problem.b).diag()  # nothing yet
-            return replace(path, memory=Pace(rate, math.inf, IN_A_ROW, IN_A_ROW, price).remembered(learned))
+            learned = torch.ones_like(problem.b).double().diag()  # nothing yet
+            pace = Pace(rate, math.inf, IN_A_ROW, IN_A_ROW, price)
+            return replace(path, memory=pace.remembered(learned, problem.b))
         metric, pace = found
         kept = pace._replace(direct=rate, burst=GROWTH * pace.burst, price=price)
         patience = 2.0 * pace.patience if kept.prefers_bursts else IN_A_ROW
         left = patience if kept.prefers_bursts else IN_A_ROW - LEARNING
-        return replace(path, memory=kept._replace(left=left, patience=patience).remembered(metric))
+        return replace(path, memory=kept._replace(left=left, patience=patience).remembered(metric, problem.b))
 
     def _burst(self, problem: DampedProblem, metric: Tensor, pace: Pace) -> Path:
         """Iterations from θ; where they bring nothing, a direct step instead."""
-        inverse = Dense(metric)
-        walk = Walk(Place(torch.zeros_like(problem.b), problem.loss_0, -problem.b), inverse)
+        inverse, minus_g = Dense(metric), problem.b.double()
+        walk = Walk(Place(torch.zeros_like(minus_g), problem.loss_0, -minus_g), inverse)
+
+        def at(p: Tensor) -> Place:
+            found = place(problem, p.type_as(problem.b))
+            return Place(p, found.loss, found.g.double())
+
         while walk.gradients < self.burst * pace.price:
             if pace.judged and walk.gradients >= PROBE and walk.rate < 0.5 * pace.direct:
                 break
-            if not walk.advance(lambda p: place(problem, p)):
+            if not walk.advance(at):
                 break
         path = walk.path(problem)
         if path.losses[path.last] < problem.loss_0:
             after = pace._replace(burst=walk.rate, left=pace.left - 1.0)
-            return replace(path, memory=after.remembered(inverse.dense()))
+            return replace(path, memory=after.remembered(inverse.dense(), problem.b))
         return self._direct_step(replace(problem, memory=None))
 
 
 def _recalled(problem: DampedProblem) -> tuple[Tensor, Pace] | None:
     """What an earlier step has left; None if it is nothing, or of another solver, or of other parameters."""
     P, memory = problem.b.numel(), problem.memory
-    if memory is None or memory.metric.shape != (P, P) or len(memory.numbers) != len(Pace._fields):
+    width = P if problem.b.dtype == torch.float64 else 2 * P
+    if memory is None or memory.metric.shape != (P, width) or len(memory.numbers) != len(Pace._fields):
         return None
-    return memory.metric, Pace(*memory.numbers.tolist())
+    return from_two(memory.metric), Pace(*memory.numbers.tolist())

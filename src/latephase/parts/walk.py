@@ -54,10 +54,11 @@ class Walk:
 
     def path(self, problem: DampedProblem) -> Path:
         """Return the way here from zero as a step to take."""
-        loss = problem.loss_at(self.here.p)
+        p = self.here.p.type_as(problem.b)
+        loss = problem.loss_at(p)
         fall = loss - problem.loss_0
         return Path(
-            {self.gradients: self.here.p},
+            {self.gradients: p},
             fall,
             self.gradients,
             damping_factor=1.0,
