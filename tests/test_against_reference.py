@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests import reference
-from tests.cases import Batch, LossFunction, case
-from tests.comparison import TOLERANCE, assert_close
 from torch import Tensor, nn
 
 import latephase.parts.cg
 from latephase import HessianFree, StepRecord
 from latephase.parts import conjugate_gradients
 from latephase.parts.conjugate_gradients import CGPath
+from tests import reference
+from tests.cases import Batch, LossFunction, case
+from tests.comparison import TOLERANCE, assert_close
 
 STEPS = 20
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract import Problem, batch, closure, differences, plain_network
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from latephase import HessianFree, Outcome
+from tests.contract import Problem, batch, closure, differences, plain_network
 
 NAN, INF = math.nan, math.inf
 

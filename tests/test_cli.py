@@ -3,7 +3,6 @@ import sys
 
 import matplotlib.image
 import pytest
-from tests.study.toy import REFERENCE
 from typer.testing import CliRunner
 
 from latephase.__main__ import main
@@ -14,6 +13,7 @@ from latephase.study.runs import experiments
 from latephase.study.runs.experiments import Place, perform
 from latephase.study.runs.plan import plan_training
 from latephase.study.runs.store import Store
+from tests.study.toy import REFERENCE
 
 
 def invoke(*arguments):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tests.curvature.networks import forget_choices
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -26,6 +25,7 @@ from latephase import HessianFree, Outcome
 from latephase.curvature import CurvatureError, CurvatureWarning, ggn, ladder
 from latephase.curvature.dispatch_state import unchanged_dispatch_state
 from latephase.watching import function_modes
+from tests.curvature.networks import forget_choices
 
 N = 20
 

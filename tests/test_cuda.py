@@ -5,7 +5,6 @@ Skipped where there is none.
 
 import pytest
 import torch
-from tests.study.toy import TOY, build_model, load_data, silent
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -15,6 +14,7 @@ from latephase.study.problems.digits_cnn import DIGITS_CNN
 from latephase.study.runs.budget import Allowance
 from latephase.study.runs.runner import resume
 from latephase.study.strategies.catalogue import find_strategy
+from tests.study.toy import TOY, build_model, load_data, silent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -15,8 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from tests.pages import DOCS, python
-from tests.ranks import DiedError, together
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -30,6 +28,8 @@ from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.sampled import Sampled
 from latephase.parts.solver import DampedProblem, Solver
 from latephase.parts.solver import Path as Steps
+from tests.pages import DOCS, python
+from tests.ranks import DiedError, together
 
 CUTS = {1: [60], 2: [13, 47], 4: [7, 33, 10, 10]}  # how many samples each rank has, of 60
 DTYPES = {32: torch.float32, 64: torch.float64}

@@ -11,11 +11,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tests.pages import python
 
 import latephase
 import latephase.curvature
 import latephase.parts
+from tests.pages import python
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(Path(latephase.__file__).parent.rglob("*.py"))

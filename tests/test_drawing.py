@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.comparison import property_test, seeds
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 import latephase
 from latephase.drawing import StepData
+from tests.comparison import property_test, seeds
 
 
 class Numbers(Dataset[tuple[Tensor, int]]):

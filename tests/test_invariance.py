@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cases import Case, case, each_case
-from tests.comparison import assert_close, optimizer_property_test, seeds
 from torch import Tensor, nn
 
 from latephase import HessianFree
+from tests.cases import Case, case, each_case
+from tests.comparison import assert_close, optimizer_property_test, seeds
 
 
 def three_steps(problem: Case, seed: int, scale: float = 1.0, **options: Any) -> tuple[HessianFree, Tensor]:

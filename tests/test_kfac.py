@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.comparison import property_test, seeds
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from latephase import KFAC, PhaseSwitch, StepUndoneWarning
+from tests.comparison import property_test, seeds
 
 N = 12
 

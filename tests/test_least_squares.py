@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cases import Batch
-from tests.comparison import assert_close, normal_vector, optimizer_property_test, seeds
 from torch import Tensor, nn
 
 from latephase import CGStop, HessianFree, Outcome
+from tests.cases import Batch
+from tests.comparison import assert_close, normal_vector, optimizer_property_test, seeds
 
 TOLERANCE = 1e-8
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.comparison import assert_close, normal_vector
 from torch import Tensor, nn
 
 from latephase.curvature import GGN, jacobian
@@ -19,6 +18,7 @@ from latephase.outer_rows import OuterRows
 from latephase.parameters import Parameters
 from latephase.parts.solver import Factor
 from latephase.transaction import Transaction
+from tests.comparison import assert_close, normal_vector
 
 KIND = Kind(GGN, DEFAULT_OPTIONS)
 A = normal_vector(12, 0).view(4, 3)

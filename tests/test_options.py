@@ -12,20 +12,6 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from tests.contract import (
-    Batch,
-    Problem,
-    Spy,
-    batch,
-    closure,
-    dense,
-    flat,
-    ggn,
-    gradient,
-    hessian,
-    identity,
-    plain_network,
-)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -44,6 +30,20 @@ from latephase.parts import (
     LineSearchResult,
     Path,
     StepChoice,
+)
+from tests.contract import (
+    Batch,
+    Problem,
+    Spy,
+    batch,
+    closure,
+    dense,
+    flat,
+    ggn,
+    gradient,
+    hessian,
+    identity,
+    plain_network,
 )
 
 Test = TypeVar("Test", bound=Callable[..., None])

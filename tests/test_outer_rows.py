@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.comparison import property_test
 from torch import Tensor
 
 from latephase import outer_rows
 from latephase.outer_rows import Block, Outer, OuterRows, Whole, lower_gram, stacked, whole
+from tests.comparison import property_test
 
 
 def some(seed: int) -> Callable[..., Tensor]:

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from tests.pages import DOCS, PAGES, ROOT, python
-from tests.study.toy import REFERENCE
 from torch import nn
 from torch.nn.functional import mse_loss
 from typer.core import TyperGroup
@@ -25,6 +23,8 @@ from latephase.strategies.options import split_list
 from latephase.study.problems import find_problem
 from latephase.study.runs.budget import Budget
 from latephase.study.strategies.catalogue import parse_strategies
+from tests.pages import DOCS, PAGES, ROOT, python
+from tests.study.toy import REFERENCE
 
 # How many blocks of Python a page has, and which test runs them. A new block wants a test, and its number here.
 BLOCKS = {

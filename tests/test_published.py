@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests import reference
-from tests.cases import Case, case, each_case
-from tests.comparison import assert_close
 from torch import Tensor, nn
 
 from latephase import HessianFree
+from tests import reference
+from tests.cases import Case, case, each_case
+from tests.comparison import assert_close
 
 REDUCTIONS = ["mean", "sum"]
 

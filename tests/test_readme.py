@@ -4,8 +4,6 @@ import re
 
 import pytest
 import torch
-from tests.pages import DOCS, README, python
-from tests.study.toy import REFERENCE, TOY, load_data
 from torch import nn
 from typer.testing import CliRunner
 
@@ -16,6 +14,8 @@ from latephase.study.analysis.results import load_results
 from latephase.study.runs.evaluation import evaluate
 from latephase.study.runs.store import Store
 from latephase.study.strategies.catalogue import NAMES
+from tests.pages import DOCS, README, python
+from tests.study.toy import REFERENCE, TOY, load_data
 
 
 def half_trained():

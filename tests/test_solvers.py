@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract import Problem, batch, closure, differences, network, plain_network, values
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -21,6 +20,7 @@ from latephase.outer_rows import OuterRows
 from latephase.parts import SOLVERS, Direct, Sampled
 from latephase.parts.solver import DampedProblem, NoSolutionError, Path
 from latephase.parts.system import System
+from tests.contract import Problem, batch, closure, differences, network, plain_network, values
 
 BEYOND_THE_PAPER = [name for name in SOLVERS if name != "cg"]
 

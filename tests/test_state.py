@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.contract import Problem, batch, closure, differences, network, plain_network, values
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from latephase import HessianFree, Outcome
+from tests.contract import Problem, batch, closure, differences, network, plain_network, values
 
 Restore = Callable[[Problem, Path], Problem]
 

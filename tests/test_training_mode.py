@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import dropout, mse_loss
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from latephase import HessianFree, Outcome
 from tests.contract import (
     Batch,
     Problem,
@@ -24,13 +31,6 @@ from tests.contract import (
     plain_network,
     values,
 )
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import dropout, mse_loss
-from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
-
-from latephase import HessianFree, Outcome
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract import Problem, closure, differences, network, places, plain_network, report, values
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -27,6 +26,7 @@ import latephase.snapshots
 import latephase.transaction
 import latephase.trial_points
 from latephase import CGStop, HessianFree, Outcome, StepUndoneWarning
+from tests.contract import Problem, closure, differences, network, places, plain_network, report, values
 
 WAYS = ["step", "acc_step"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tests.ranks import together
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latephase import HessianFree, PhaseSwitch
 from latephase.wrapped import QUIET
+from tests.ranks import together
 
 
 class Network(nn.Module):
