@@ -21,7 +21,7 @@ from latephase.outer_rows import whole
 from latephase.parameters import Parameters
 from latephase.parts.solver import Curvature, Factor
 from latephase.records import Counts
-from latephase.transaction import Transaction
+from latephase.transaction import Transaction, as_they_are
 from latephase.trial_points import at_trial_point
 from latephase.vectors import plus_scaled
 
@@ -218,7 +218,7 @@ class ClosureObjective:
         gradient, self._loss_model = torch.zeros_like(theta), 0.0
         with at_trial_point(self._parameters, theta, self._theta):
             for number, (forward, weight) in enumerate(self._batches.gradient):
-                with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
+                with self._transaction.evaluation(number) as evaluation, torch.enable_grad(), as_they_are():
                     value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)
                 with evaluation.as_left():
                     pieces = torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
@@ -247,7 +247,7 @@ class ClosureObjective:
         """The loss on B̄ where the parameters are."""
         loss = 0.0
         for number, (forward, weight) in enumerate(self._batches.evaluation):
-            with self._transaction.evaluation(number) as evaluation, torch.enable_grad():
+            with self._transaction.evaluation(number) as evaluation, torch.enable_grad(), as_they_are():
                 value, _ = loss_and_outputs(forward(), evaluation.differentiated, forward)
             loss += weight * float(value.detach())
             self._losses += 1

@@ -24,10 +24,33 @@ from latephase.wrapped import Wrappers
 
 Result = TypeVar("Result")
 
-# What tensors of a class of their own (PINA's have labels, say) make of functions is the closure's affair; whatever is
-# computed from them elsewhere takes them for plain ones.
-as_they_are = torch._C._EnableTorchFunction
-as_numbers = torch._C.DisableTorchFunctionSubclass
+
+class _Functions:
+    """What tensors of a class of their own make of functions, for a while.
+
+    PyTorch's own guards put back what they found even where they are left late and in another order, as an interrupt
+    may have it; here `settled` has the last word.
+    """
+
+    def __init__(self, state: object) -> None:
+        self._state = state
+
+    def __enter__(self) -> None:
+        self._before = torch._C._get_torch_function_state()
+        torch._C._set_torch_function_state(self._state)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_torch_function_state(self._before)
+
+
+def as_they_are() -> _Functions:
+    """Let tensors of a class of their own (PINA's have labels, say) be what they are, as the closure expects."""
+    return _Functions(torch._C._TorchFunctionState.ENABLED)
+
+
+def as_numbers() -> _Functions:
+    """Take them for plain ones, as whatever is computed from them outside the closure expects."""
+    return _Functions(torch._C._TorchFunctionState.SUBCLASSES_DISABLED)
 
 
 class ParametersWrittenError(RuntimeError):
@@ -144,7 +167,7 @@ class Transaction:
         self._hook = register_module_forward_pre_hook(self._remember)
         first, evaluation = self._after is None, Evaluation(self, watch.differentiated)
         try:
-            with watch, self._wrappers.quiet(), as_they_are():
+            with watch, self._wrappers.quiet():
                 yield evaluation
         finally:
             watch.differentiated.clear()  # they hold graphs
@@ -259,10 +282,11 @@ def settled(
     Raises:
         RuntimeError: If it writes to the parameters again.
     """
-    depth = len(function_modes())
+    depth, functions = len(function_modes()), torch._C._get_torch_function_state()
     found = running = Transaction(parameters, optimizer)
 
     def undo() -> None:
+        torch._C._set_torch_function_state(functions)
         leave_function_modes(depth)
         running.rollback()
         found.rollback(to_start=True)

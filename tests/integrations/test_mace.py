@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,9 +25,11 @@ pytestmark = [
 def mace() -> Iterator[Any]:
     """The package; what it depends on warns when it is imported, and loads a file with slices in it."""
     torch.serialization.add_safe_globals([slice])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), patch.dict(os.environ):  # to which it adds
         warnings.simplefilter("ignore")
-        import mace.data
+        import mace
+        from mace import data, modules  # noqa: F401 — attributes of the package then
+        from mace.tools.torch_geometric import dataloader  # noqa: F401
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield mace

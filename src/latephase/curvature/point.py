@@ -20,7 +20,7 @@ from latephase.curvature.pull_back import pull_back
 from latephase.curvature.recording import Recording, refuse_made_before
 from latephase.curvature.returned import Forward, loss_and_outputs, name_of
 from latephase.parameters import Parameters
-from latephase.transaction import Evaluation, Repeat
+from latephase.transaction import Evaluation, Repeat, as_they_are
 from latephase.watching import tensors_in
 
 _UNREACHED = "does not depend on any trainable parameter of this optimizer"
@@ -136,7 +136,7 @@ def evaluate(forward: Forward, parameters: Parameters, repeat: Repeat) -> Point:
     """
     convex_calls = ConvexCalls()
     recording = Recording(parameters.tensors, convex_calls)
-    with repeat.closure() as evaluation, torch.enable_grad(), recording:
+    with repeat.closure() as evaluation, torch.enable_grad(), recording, as_they_are():
         loss, outputs = loss_and_outputs(forward(), evaluation.differentiated, forward)
     if not loss.requires_grad:
         raise ValueError(
