@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from latephase.watching import Watch, WriteLog, function_modes, leave_function_m
 from latephase.wrapped import Wrappers
 
 Result = TypeVar("Result")
+_C: Any = torch._C  # whose stubs lack what is used here
 
 
 class _Functions:
@@ -36,21 +37,21 @@ class _Functions:
         self._state = state
 
     def __enter__(self) -> None:
-        self._before = torch._C._get_torch_function_state()
-        torch._C._set_torch_function_state(self._state)
+        self._before = _C._get_torch_function_state()
+        _C._set_torch_function_state(self._state)
 
     def __exit__(self, *error: object) -> None:
-        torch._C._set_torch_function_state(self._before)
+        _C._set_torch_function_state(self._before)
 
 
 def as_they_are() -> _Functions:
     """Let tensors of a class of their own (PINA's have labels, say) be what they are, as the closure expects."""
-    return _Functions(torch._C._TorchFunctionState.ENABLED)
+    return _Functions(_C._TorchFunctionState.ENABLED)
 
 
 def as_numbers() -> _Functions:
     """Take them for plain ones, as whatever is computed from them outside the closure expects."""
-    return _Functions(torch._C._TorchFunctionState.SUBCLASSES_DISABLED)
+    return _Functions(_C._TorchFunctionState.SUBCLASSES_DISABLED)
 
 
 class ParametersWrittenError(RuntimeError):
@@ -282,11 +283,11 @@ def settled(
     Raises:
         RuntimeError: If it writes to the parameters again.
     """
-    depth, functions = len(function_modes()), torch._C._get_torch_function_state()
+    depth, functions = len(function_modes()), _C._get_torch_function_state()
     found = running = Transaction(parameters, optimizer)
 
     def undo() -> None:
-        torch._C._set_torch_function_state(functions)
+        _C._set_torch_function_state(functions)
         leave_function_modes(depth)
         running.rollback()
         found.rollback(to_start=True)
