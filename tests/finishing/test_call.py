@@ -381,3 +381,13 @@ def test_a_network_is_needed():
         finish(3, LOSS, examples(), budget=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="parameter to train"):
         finish(nn.ReLU(), LOSS, examples(), budget=1)
+
+
+def test_a_group_that_is_none_changes_nothing():
+    model = network().eval()
+    before = torch.get_rng_state()
+    for group, error in (("everybody", ValueError), ("world", RuntimeError)):
+        with pytest.raises(error, match="process_group"):
+            finished(model, process_group=group)
+    assert not model.training
+    assert torch.equal(torch.get_rng_state(), before)

@@ -131,3 +131,10 @@ def test_weight_decay_of_weights_alone_is_not_the_same_for_all(weight_decay, ali
     groups = [{"params": [layer.weight], "weight_decay": weight_decay}, {"params": [layer.bias]}]
     task = task_of(mse_loss, torch.optim.SGD(groups, lr=0.1), 5, closure=False)
     assert size_of(task, layer, points) == Size(5, 2, 8, alike=alike)
+
+
+def test_a_matrix_is_one_of_all_processes():
+    share = Size(1000, 1, 500, flops=1e12, processes=2)
+    assert (
+        share.matrix_share == Size(2000, 1, 500, flops=1e12).matrix_share > Size(1000, 1, 500, flops=1e12).matrix_share
+    )

@@ -90,6 +90,7 @@ def finish(
     Raises:
         TypeError: For an argument of the wrong type, naming it and what is allowed.
         ValueError: For one out of range, likewise; or if the network's score is not finite before the first step.
+        RuntimeError: If `torch.distributed` runs several processes and `process_group` names none, or the reverse.
         RankError: If another process fails in what is no strategy's affair, or the processes do not start from one
             state.
 
@@ -107,11 +108,11 @@ def finish(
     _check(model, loss_func, judge, callbacks := tuple(callbacks))
     chosen = _checked_strategies(strategies)
     device = next(p for p in model.parameters() if p.requires_grad).device
+    ranks = find_ranks(check_group(process_group), device)
     random, modes = read_random_state(device), [(layer, layer.training) for layer in model.modules()]
     if not model.training:
         model.train()
     seed_all(device, checks.non_negative_integer("seed", seed))
-    ranks = find_ranks(check_group(process_group), device)
     try:
         with ranks.attended(CLOCK):
             setting = _setting(

@@ -57,8 +57,10 @@ def share_of(name: str, found: Examples, ranks: Ranks) -> Examples:
         return found
     count = len(found.split)
     looks = ranks.gather(f"the examples of {name}", lambda: _print_of(found.split))
-    own = range(ranks.rank, count, ranks.count) if len(set(looks)) == 1 else range(count)
-    shortest = count // ranks.count if len(set(looks)) == 1 else min(length for length, _ in looks)
+    if len(set(looks)) == 1:
+        own, shortest = range(ranks.rank, count, ranks.count), count // ranks.count
+    else:
+        own, shortest = range(count), min(length for length, _ in looks)
     if shortest == 0:
         raise ValueError(f"{name} must have at least one example for each of {ranks.count} processes, not {count}")
     left_out = len(own) - shortest
