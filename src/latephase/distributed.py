@@ -271,19 +271,9 @@ def find_ranks(process_group: ProcessGroup | None, device: torch.device, *, by_h
     return Together(None if process_group == "world" else process_group, device)
 
 
-def mean(number: float, process_group: ProcessGroup | None, device: torch.device) -> float:
-    """Return the mean of what the ranks have, the same on each of them.
-
-    Args:
-        number: What this one has.
-        process_group: As for `find_ranks`; this process alone if it is None.
-        device: Likewise.
-
-    Raises:
-        RankError: If one of them is elsewhere.
-    """
-    ranks = find_ranks(process_group, device, by_hand=True)
-    return ranks.number("a mean", lambda: number) / ranks.count
+def mean(ranks: Ranks, what: str, compute: Callable[[], float]) -> float:
+    """Return the mean of the numbers that the ranks compute, the same on each of them; see `Ranks.number`."""
+    return ranks.number(what, compute) / ranks.count
 
 
 def check_group(process_group: ProcessGroup | None) -> ProcessGroup | None:

@@ -167,9 +167,9 @@ class _Finish:
         generator = torch.Generator().manual_seed(seed)
         size, rate = setting.size, budget.amount
         if budget.unit == "seconds":
-            group = setting.task.process_group
-            size = replace(size, flops=mean(flops(budget.amount, device), group, device))
-            rate = mean(gradients(budget.amount, setting.task, model, setting.data.train), group, device)
+            size = replace(size, flops=mean(ranks, "the speed of matrices", lambda: flops(budget.amount, device)))
+            task, train = setting.task, setting.data.train
+            rate = mean(ranks, "the speed of gradients", lambda: gradients(budget.amount, task, model, train))
         entrants = [c for c in candidates(setting.task, size, optimizer) if c.name in strategies]
         self._race = Race(setting.task, model, setting.data, generator, entrants, judge, rate)
         if not torch.tensor(self._race.start_score).isfinite():
@@ -205,7 +205,7 @@ class _Finish:
 
     def _share(self) -> float:
         """The share of the budget that is gone, of which all ranks know the same."""
-        return self._ranks.number(CLOCK, lambda: self._meter.share) / self._ranks.count
+        return mean(self._ranks, CLOCK, lambda: self._meter.share)
 
     def _seen(self, show: Show) -> None:
         """Save where the finish stands, and tell everybody."""

@@ -46,10 +46,11 @@ class Judge:
     def __call__(self, model: nn.Module) -> float:
         """Return the score; NaN where the loss is not finite."""
         with undisturbed(model, self.device):
-            ranks, closure = self.task.ranks(self.device), self.closure
-            score = ranks.number("a score", lambda: self._mean(model) if closure is None else _value(closure()))
-            score /= ranks.count  # each looks at as many examples
+            score = mean(self.task.ranks(self.device), "a score", lambda: self._here(model))  # each of as many examples
             return score + self.task.l2_term(model) if self.with_l2 else score
+
+    def _here(self, model: nn.Module) -> float:
+        return self._mean(model) if self.closure is None else _value(self.closure())
 
     def _mean(self, model: nn.Module) -> float:
         try:
@@ -74,7 +75,8 @@ class Judge:
         few(model)  # warms up
         begin = time.perf_counter()
         few(model)
-        took = mean(time.perf_counter() - begin, self.task.process_group, self.device)
+        own = time.perf_counter() - begin
+        took = mean(self.task.ranks(self.device), "the seconds of a look", lambda: own)
         return min(count, max(math.ceil(FEWEST * SHARE * seconds / max(took, 1e-9)), FEWEST))
 
     def on(self, fewer: int, seed: int) -> Judge:

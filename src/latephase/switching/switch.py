@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latephase.checks import boolean, function, positive_integer
-from latephase.distributed import mean
+from latephase.distributed import find_ranks, mean
 from latephase.switching.carry_over import mean_second_moment
 from latephase.switching.conditions import When, condition, condition_state, load_condition_state, why_now
 from latephase.switching.state import merged, merged_view, refuse_different_parameters, taken_apart
@@ -230,8 +230,9 @@ class PhaseSwitch(torch.optim.Optimizer):
 
     def _of_all_ranks(self, loss: float) -> float:
         """The mean over the processes that will take the second's steps together: all must switch at once."""
-        group = getattr(self.second, "process_group", None)
-        return mean(loss, group, self.param_groups[0]["params"][0].device)
+        device = self.param_groups[0]["params"][0].device
+        ranks = find_ranks(getattr(self.second, "process_group", None), device, by_hand=True)
+        return mean(ranks, "the loss of a step", lambda: loss)
 
     def hand_over(self, reason: str = "handed over by hand") -> None:
         """Go on with the second optimizer, whatever `when` says.

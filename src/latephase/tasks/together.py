@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from latephase.distributed import ALONE, Ranks
+from latephase.distributed import ALONE, Ranks, mean
 
 
 def mean_gradient(ranks: Ranks, parameters: Sequence[Tensor], gradient: Callable[[], Tensor]) -> Tensor:
@@ -36,9 +36,9 @@ def mean_gradient(ranks: Ranks, parameters: Sequence[Tensor], gradient: Callable
         has_one = pieces[0].new_tensor([p.grad is not None for p in parameters])
         return torch.cat([has_one, *(piece.flatten() for piece in pieces)])
 
-    has_one, *means = (ranks.sum("a gradient", flat) / ranks.count).split([
+    has_one, *gradients = (ranks.sum("a gradient", flat) / ranks.count).split([
         len(parameters), *(p.numel() for p in parameters)
     ])  # fmt: skip
-    for p, mean, some in zip(parameters, means, has_one.tolist(), strict=True):
-        p.grad = mean.view_as(p).to(p.dtype) if some else None
-    return loss.new_tensor(ranks.number("a loss", lambda: float(loss)) / ranks.count)
+    for p, of_all, some in zip(parameters, gradients, has_one.tolist(), strict=True):
+        p.grad = of_all.view_as(p).to(p.dtype) if some else None
+    return loss.new_tensor(mean(ranks, "a loss", lambda: float(loss)))
