@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,20 +15,15 @@ from latephase import checks
 from latephase.distributed import Ranks, check_group, find_ranks, mean
 from latephase.finishing.budget import Budget, Meter
 from latephase.finishing.candidates import STRATEGIES, candidates, usable
-from latephase.finishing.data import examples, share_of
 from latephase.finishing.journal import Journal, random_from_plain, random_to_plain
-from latephase.finishing.judge import Judge
 from latephase.finishing.phase import Phase
-from latephase.finishing.prices import Size, flops, gradients, size_of
+from latephase.finishing.prices import flops, gradients
 from latephase.finishing.progress import Show, bar
 from latephase.finishing.race import Race
 from latephase.finishing.report import FinishReport
-from latephase.finishing.task import task_of
+from latephase.finishing.setting import Setting, on_closures, on_examples
 from latephase.random_state import read_random_state, write_random_state
 from latephase.random_state import seed as seed_all
-from latephase.tasks.closure_task import ClosureTask, no_examples
-from latephase.tasks.split import Data
-from latephase.tasks.task import Task
 
 Callback = Callable[[FinishReport], object]
 CLOCK = "the clock"  # what ranks meet at between steps
@@ -115,9 +110,14 @@ def finish(
     seed_all(device, checks.non_negative_integer("seed", seed))
     try:
         with ranks.attended(CLOCK):
-            setting = _setting(
-                model, loss_func, train_data, valid_data, judge, optimizer, batch_size, process_group, ranks, device
-            )
+            _check_optimizer(optimizer, model)
+            held_out = _held_out(judge, valid_data)
+            if train_data is None:
+                setting = on_closures(model, loss_func, held_out, optimizer, process_group)
+            else:
+                setting = on_examples(
+                    model, loss_func, train_data, held_out, optimizer, batch_size, process_group, ranks
+                )
             finishing = _Finish(model, setting, given, meter, optimizer, chosen, seed, out, callbacks, ranks, device)
             return finishing.run(progress and ranks.rank == 0)
     finally:
@@ -126,24 +126,13 @@ def finish(
         write_random_state(device, random)
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What is trained, on what, and judged by what."""
-
-    task: Task
-    data: Data
-    size: Size
-    judge: Judge
-    remarks: tuple[str, ...]
-
-
 class _Finish:
     """A finish under way."""
 
     def __init__(
         self,
         model: nn.Module,
-        setting: _Setting,
+        setting: Setting,
         budget: Budget,
         meter: Meter,
         optimizer: torch.optim.Optimizer | None,
@@ -155,7 +144,8 @@ class _Finish:
         device: torch.device,
     ) -> None:
         self._model, self._budget, self._meter, self._device = model, budget, meter, device
-        self._callbacks, self._remarks, self._ranks = callbacks, list(setting.remarks), ranks
+        self._callbacks, self._ranks = callbacks, ranks
+        self._remarks = (*_about(optimizer), *setting.remarks)
         identity = _identity(model, setting, budget, seed, strategies, ranks)
         ranks.same("the network, the data or how finish is called", lambda: (list(model.parameters()), identity))
         self._journal = Journal(out if ranks.rank == 0 else None, identity)
@@ -267,42 +257,17 @@ def _checked_strategies(strategies: Iterable[str]) -> tuple[str, ...]:
     return chosen
 
 
-def _setting(
-    model: nn.Module,
-    loss_func: Callable[..., object],
-    train_data: object,
-    valid_data: object,
-    judge: str,
-    optimizer: torch.optim.Optimizer | None,
-    batch_size: int | None,
-    process_group: object | None,
-    ranks: Ranks,
-    device: torch.device,
-) -> _Setting:
+def _held_out(judge: str, valid_data: object) -> object:
+    """What of the held-out data is to judge; None if the objective is."""
     if judge == "valid" and valid_data is None:
         raise ValueError('judge="valid" needs valid_data')
-    _check_optimizer(optimizer, model)
-    held_out = valid_data is not None and judge != "objective"
-    remarks = [] if optimizer is None or usable(optimizer) else [
-        f"{type(optimizer).__name__} steps on closures and cannot be continued; the decay is one of Adam"
-    ]  # fmt: skip
-    if train_data is None:
-        task = task_of(loss_func, optimizer, 1, closure=True, process_group=process_group)
-        assert isinstance(task, ClosureTask)
-        data = no_examples(device)
-        closure: Any = valid_data if held_out else loss_func
-        name = "held-out loss" if held_out else "objective"
-        judged = Judge(task, data.train, device, name, not held_out, checks.function("valid_data", closure))
-        return _Setting(task, data, size_of(task, model, data.train), judged, tuple(remarks))
-    train = share_of("train_data", examples("train_data", train_data, device), ranks)
-    size = min(train.size_of_batches(batch_size), len(train.split))
-    task = task_of(loss_func, optimizer, size, closure=False, process_group=process_group)
-    valid = share_of("valid_data", examples("valid_data", valid_data, device), ranks) if held_out else train
-    if not held_out:
-        remarks.append("without held-out data, states are compared by the objective on the training data")
-    remarks += [remark for remark in dict.fromkeys((train.remark, valid.remark)) if remark]
-    judged = Judge(task, valid.split, device, "held-out loss" if held_out else "objective", not held_out)
-    return _Setting(task, Data(train.split, valid.split), size_of(task, model, train.split), judged, tuple(remarks))
+    return None if judge == "objective" else valid_data
+
+
+def _about(optimizer: torch.optim.Optimizer | None) -> list[str]:
+    if optimizer is None or usable(optimizer):
+        return []
+    return [f"{type(optimizer).__name__} steps on closures and cannot be continued; the decay is one of Adam"]
 
 
 def _check_optimizer(optimizer: object, model: nn.Module) -> None:
@@ -319,7 +284,7 @@ def _check_optimizer(optimizer: object, model: nn.Module) -> None:
 
 
 def _identity(
-    model: nn.Module, setting: _Setting, budget: Budget, seed: int, strategies: tuple[str, ...], ranks: Ranks
+    model: nn.Module, setting: Setting, budget: Budget, seed: int, strategies: tuple[str, ...], ranks: Ranks
 ) -> dict[str, Any]:
     """What must be the same for a finish to go on where another stopped."""
     return {

@@ -3,6 +3,7 @@
 A part is an object that keeps to the protocol of its role: `Solver`, `DampingRule`, `StepChoice` or `LineSearch`.
 """
 
+from latephase.outer_rows import OuterRows
 from latephase.parts.auto import Auto
 from latephase.parts.backtracking import Backtracking, LastIterate, StepChoice
 from latephase.parts.cg import CG
@@ -14,7 +15,7 @@ from latephase.parts.krylov import Krylov
 from latephase.parts.linesearch import Armijo, FullStep, LineSearch, LineSearchResult
 from latephase.parts.quasi_newton import QuasiNewton
 from latephase.parts.sampled import Sampled
-from latephase.parts.solver import DampedProblem, Memory, Path, Solver
+from latephase.parts.solver import Curvature, DampedProblem, Factor, Memory, NoSolutionError, Path, Solver
 
 __all__ = [
     "CG",
@@ -23,9 +24,11 @@ __all__ = [
     "Auto",
     "Backtracking",
     "ConstantDamping",
+    "Curvature",
     "DampedProblem",
     "DampingRule",
     "Direct",
+    "Factor",
     "FullStep",
     "Hybrid",
     "Krylov",
@@ -34,6 +37,8 @@ __all__ = [
     "LineSearch",
     "LineSearchResult",
     "Memory",
+    "NoSolutionError",
+    "OuterRows",
     "Path",
     "QuasiNewton",
     "Sampled",

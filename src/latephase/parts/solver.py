@@ -22,6 +22,9 @@ class NoSolutionError(RuntimeError):
     Args:
         message: Why.
         one_each: Whether it is that there are too many rows, and each is a sample's only one.
+
+    >>> NoSolutionError("10,000 rows are too many for a matrix of all", one_each=True).one_each
+    True
     """
 
     def __init__(self, message: str, *, one_each: bool = False) -> None:
@@ -36,6 +39,11 @@ class Factor(NamedTuple):
         R: Shape (M, P): a tensor, or for large ones `OuterRows`, which have products with vectors, too, and `dense()`.
         rho: ρ, shape (M,).
         shift: ≥ 0, a number or a vector of shape (P,): weight decay.
+
+    >>> import torch
+    >>> factor = Factor(R=torch.tensor([[1.0, 2.0]]), rho=torch.tensor([0.5]), shift=0.1)
+    >>> factor.R.T @ (factor.R @ torch.ones(2)) + factor.shift * torch.ones(2)
+    tensor([3.1000, 6.1000])
     """
 
     R: Rows
@@ -48,6 +56,20 @@ class Curvature(Protocol):
 
     Attributes:
         shift: What is added to its diagonal, a number or a vector of shape (P,): weight decay.
+
+    A solver of one's own asks it for products, and where there are few rows for its factor:
+
+    >>> def rows_or_none(curvature: Curvature, most: int = 1000) -> Factor | None:
+    ...     def choose(rows: int, samples: int) -> float:
+    ...         if rows > most:
+    ...             raise NoSolutionError(f"{rows} rows are too many")
+    ...         return 1.0
+    ...
+    ...     try:
+    ...         found = curvature.factor(choose)
+    ...     except NoSolutionError:
+    ...         return None
+    ...     return found if isinstance(found, Factor) else None
     """
 
     @property
