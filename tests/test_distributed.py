@@ -497,6 +497,31 @@ def test_groups_step_apart(tmp_path: Path) -> None:
     torch.testing.assert_close(results[0], flat(model), rtol=1e-12, atol=0)
 
 
+def attended_twice(rank: int, where: str) -> list[str]:
+    """What each of three tries ends with: the second one fails on rank 1, within one `attended` or two."""
+    ends = []
+    for number in range(3):
+        try:
+            with Together(None, torch.device("cpu")).attended():
+                if number == 1 and rank == 1 and where == "outer":
+                    raise ValueError("mine")
+                with (inner := Together(None, torch.device("cpu"))).attended():
+                    if number == 1 and rank == 1 and where == "inner":
+                        raise ValueError("mine")
+                    inner.number("a number", lambda: float("mine" if (number, rank, where) == (1, 1, "sum") else 1))
+            ends.append("over")
+        except (ValueError, RankError) as error:
+            ends.append(type(error).__name__)
+    return ends
+
+
+@pytest.mark.parametrize("where", ["outer", "inner", "sum"])
+def test_a_fault_is_told_once_whoever_attends(where: str, tmp_path: Path) -> None:
+    first, second = together(2, tmp_path, attended_twice, where)
+    assert first == ["over", "RankError", "over"]
+    assert second == ["over", "ValueError", "over"]
+
+
 # ---------------------------------------------------------------------- in this process
 
 

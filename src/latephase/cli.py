@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from latephase.study.command import Command, EngineName
+from latephase.study.command import Command, EngineName, command_at
 from latephase.study.finish_command import FinishCommand
 from latephase.study.problems import PROBLEMS
 from latephase.study.runs.experiments import Place
@@ -95,9 +95,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a problem's network, and keep ten checkpoints."""
-    command = Command(Place(out, data_dir, device, tensorboard), quiet=quiet)
-    command.train(problem, seed, epochs)
-    command.leave()
+    with command_at(Place(out, data_dir, device, tensorboard), quiet=quiet) as command:
+        command.train(problem, seed, epochs)
+        command.leave()
 
 
 @app.command()
@@ -117,9 +117,9 @@ def resume(
 ) -> None:
     """Go on from the checkpoints of a folder's trainings, with each strategy and seed, for the same budget."""
     place = Place(folder, data_dir, device, tensorboard)
-    command = Command(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus)
-    command.resume(command.trainings(), checkpoint, strategies, seeds, budget)
-    command.leave()
+    with command_at(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus) as command:
+        command.resume(command.trainings(), checkpoint, strategies, seeds, budget)
+        command.leave()
 
 
 @app.command()
@@ -151,13 +151,17 @@ def study(
     tensorboard: TensorBoard = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train, resume from the checkpoints with each strategy, report: the three in a row."""
+    """Train, resume from the checkpoints with each strategy, report: the three in a row.
+
+    Processes that torchrun has started (`torchrun --nproc-per-node 2 -m latephase study …`) take each step together,
+    each on its share of the examples and with batches of the problem's size.
+    """
     place = Place(out, data_dir, device, tensorboard)
-    command = Command(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus)
-    training = command.train(problem, seed, epochs)
-    command.resume([training], checkpoint, strategies, seeds, budget)
-    command.report(out)
-    command.leave()
+    with command_at(place, quiet=quiet, engine=engine, cpus=cpus, gpus=gpus) as command:
+        training = command.train(problem, seed, epochs)
+        command.resume([training], checkpoint, strategies, seeds, budget)
+        command.report(out)
+        command.leave()
 
 
 @app.command()
@@ -213,13 +217,13 @@ def demo(
 
     Prints a table, and draws train loss and test accuracy over the budget.
     """
-    command = Command(Place(out, data_dir, device), quiet=quiet)
-    training = command.train(problem, seed, epochs)
-    command.resume([training], "last", DEMO_STRATEGIES, seeds, budget)
-    results = command.results()
-    command.console.print(tables.summary_tables(results))
-    figure = demo_figure(results)
-    if figure is not None:
-        save(figure, Path(out) / "demo")
-        command.console.print(f"figure: {Path(out) / 'demo.png'}", soft_wrap=True, highlight=False)
-    command.leave()
+    with command_at(Place(out, data_dir, device), quiet=quiet) as command:
+        training = command.train(problem, seed, epochs)
+        command.resume([training], "last", DEMO_STRATEGIES, seeds, budget)
+        results = command.results()
+        command.console.print(tables.summary_tables(results))
+        figure = demo_figure(results) if command.writes else None
+        if figure is not None:
+            save(figure, Path(out) / "demo")
+            command.console.print(f"figure: {Path(out) / 'demo.png'}", soft_wrap=True, highlight=False)
+        command.leave()

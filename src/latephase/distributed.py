@@ -116,7 +116,7 @@ class Together:
         try:
             yield
         except BaseException as error:
-            if not self._over:
+            if not self._over and not _known_to_all(error):
                 self._meet(what, error)
             raise
 
@@ -202,7 +202,7 @@ class Together:
 
     def _part(self, why: str) -> NoReturn:
         self._over = True
-        raise RankError(f"the {self.count} ranks of a step have parted: {why}")
+        raise _marked(RankError(f"the {self.count} ranks of a step have parted: {why}"))
 
     def _end(self, error: BaseException | None) -> NoReturn:
         """Raise what ends the step on this rank, after one or more have failed."""
@@ -212,9 +212,20 @@ class Together:
             raise error  # all have initialised their parameters, and the step begins once more
         self._over = True
         if error is not None and not written:
-            raise error
+            raise _marked(error)
         failed = "; ".join(f"rank {rank}: {words}" for rank, (words, _) in enumerate(said) if words is not None)
-        raise RankError(f"the step was given up on all ranks, as it failed on {failed}") from error
+        raise _marked(RankError(f"the step was given up on all ranks, as it failed on {failed}")) from error
+
+
+def _marked(error: BaseException) -> BaseException:
+    """The error, of which all ranks have been told: whoever else attends to them is not to tell them again."""
+    error._known_to_all_ranks = True  # type: ignore[attr-defined]
+    return error
+
+
+def _known_to_all(error: BaseException | None) -> bool:
+    """Whether it has been told, or was raised from one that has."""
+    return error is not None and (getattr(error, "_known_to_all_ranks", False) or _known_to_all(error.__cause__))
 
 
 class Header(NamedTuple):

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -14,6 +16,7 @@ from rich.console import Console
 from latephase.study.analysis.results import Results, load_results
 from latephase.study.data import DataError
 from latephase.study.problems.check import ProblemError
+from latephase.study.processes import joined, own_device
 from latephase.study.runs.budget import Budget
 from latephase.study.runs.engines import Engine, RayEngine, local_engine
 from latephase.study.runs.experiments import Place, load_problem_data
@@ -35,7 +38,11 @@ class EngineName(str, Enum):
 
 
 class Command:
-    """One command at work on a folder of runs.
+    """One command at work on a folder of runs; see `command_at`.
+
+    Attributes:
+        console: Where to print: nowhere if this is not the first of several processes.
+        writes: Whether this process writes the report and figures, as the first of several does.
 
     Args:
         place: Where runs are carried out.
@@ -59,27 +66,32 @@ class Command:
     ) -> None:
         if quiet:  # read by the libraries that fetch data, when they are first needed
             os.environ.update(HF_DATASETS_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-        self.console = Console()
+        self._processes, self.writes = place.ranks.count, place.ranks.rank == 0
+        self.console = Console(quiet=not self.writes)
         self._reporter = Reporter(self.console, quiet=quiet)
         self._place = place
         self._made: list[str] = []
         with _blaming("the folder of runs", ValueError, ImportError):
             self._store = Store(place.address)
-        with _blaming("--device", RuntimeError):
-            torch.zeros(1, device=place.device)
         if place.tensorboard is not None:
             with _blaming("--tensorboard", ImportError):
                 import_module("torch.utils.tensorboard")  # better refused now than after the training
         self._here = engine is EngineName.LOCAL
         self._engine: Engine = local_engine(self._reporter)
         if engine is EngineName.RAY:
+            if self._processes > 1:
+                raise typer.BadParameter(
+                    "ray spreads runs over processes, torchrun each single one; choose", param_hint="--engine"
+                )
             with _blaming("--engine", ImportError):
                 self._engine = RayEngine(self._reporter, cpus=cpus, gpus=gpus)
 
     def train(self, problem: str, seed: int, epochs: int | None) -> Training:
         """Make sure of a complete training, and return it."""
         with _blaming("PROBLEM", ValueError):
-            training = plan_training(problem, epochs=epochs, seed=seed, device=self._place.device)
+            training = plan_training(
+                problem, epochs=epochs, seed=seed, device=self._place.device, processes=self._processes
+            )
         with _blaming("--data-dir", DataError), _blaming("PROBLEM", ProblemError):
             chosen, _ = load_problem_data(training, self._place)
         with threads(None):
@@ -98,6 +110,13 @@ class Command:
             raise typer.BadParameter(
                 f"{self._place.address} holds no complete training; "
                 f"latephase train PROBLEM --out {self._place.address} makes one"
+            )
+        others = sorted({training.processes for training in found} - {self._processes})
+        found = [training for training in found if training.processes == self._processes]
+        if not found:
+            raise typer.BadParameter(
+                f"the trainings in {self._place.address} are by {' and by '.join(map(str, others))} processes, this is "
+                f"one of {self._processes}: only as many go on from them (torchrun --nproc-per-node {others[0]})"
             )
         changed = [training for training in found if has_changed(training)]
         if len(changed) == len(found):
@@ -145,6 +164,8 @@ class Command:
 
     def report(self, to: str) -> None:
         """Write the page and the figures."""
+        if not self.writes:
+            return
         results = self.results()
         if results.trainings.empty:
             raise typer.BadParameter(f"{self._place.address} holds no complete training to report on")
@@ -171,6 +192,16 @@ class Command:
             self.console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
         if failed:
             raise typer.Exit(1)
+
+
+@contextmanager
+def command_at(place: Place, **options: Any) -> Iterator[Command]:
+    """Yield a command of all processes that torchrun has started, or of this one; see `Command`."""
+    with _blaming("--device", RuntimeError):
+        device = own_device(place.device)
+        torch.zeros(1, device=device)
+    with joined(torch.device(device)) as group:
+        yield Command(replace(place, device=device, process_group=group), **options)
 
 
 @contextmanager

@@ -1,20 +1,17 @@
 """`latephase finish`: what is wrong with its arguments is said of them before anything is trained."""
 
 import inspect
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import typer
 
 from latephase import FinishReport, finish
 from latephase.distributed import RankError
 from latephase.finishing.checkpoint import load_checkpoint
 from latephase.study.own import find_function
+from latephase.study.processes import is_first, joined
 
 ALLOWED = tuple(inspect.signature(finish).parameters)
 NEEDED = ("model", "loss_func")
@@ -49,7 +46,7 @@ class FinishCommand:
             except ValueError as error:
                 raise typer.BadParameter(str(error), param_hint="--checkpoint") from error
         self._to, self.page = to, to.with_suffix(".html")
-        self.speaks = not _by_torchrun() or os.environ["RANK"] == "0"
+        self.speaks = is_first()
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -64,7 +61,7 @@ class FinishCommand:
         Raises:
             typer.BadParameter: If the budget or what was built cannot be used.
         """
-        with _processes(next(self._arguments["model"].parameters()).device) as group:
+        with joined(next(self._arguments["model"].parameters()).device) as group:
             try:
                 report = finish(**{"process_group": group, **self._arguments, **options, "budget": budget})
             except (TypeError, ValueError, RankError) as error:
@@ -73,23 +70,6 @@ class FinishCommand:
             torch.save(self._arguments["model"].state_dict(), self._to)
             report.to_html(self.page)
         return report
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[str | None]:
-    """The group of those that torchrun has started; None without it."""
-    if not _by_torchrun():
-        yield None
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield "world"
-    finally:
-        dist.destroy_process_group()
-
-
-def _by_torchrun() -> bool:
-    return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def _checked(built: object, source: str) -> dict[str, Any]:

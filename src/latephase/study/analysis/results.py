@@ -21,7 +21,7 @@ class Results:
         trainings: One row per training, indexed by its id: `problem`, `seed`, `epochs`, `seconds` (of training
             time), `steps`, `metric` (its name), `higher_is_better`, `percent`, `checkpoints` (a list of the
             seconds at which checkpoints 1, 2, … were taken), and the problem's settings `lr`, `batch_size`,
-            `weight_decay`.
+            `weight_decay`, and how many `processes` trained it together.
         runs: One row per late-phase run, indexed by its id: `training` (an id), `problem`, `checkpoint` (its
             number, from 1), `strategy`, its `family`, `seed`, `budget` (a number) and `unit` of it
             (`"seconds"` or `"gradients"`).
@@ -63,9 +63,10 @@ class Results:
         return summary(self.scores)
 
 
+_SETTINGS = ("lr", "batch_size", "weight_decay", "processes")
 _TRAINING = (
     "problem", "seed", "epochs", "seconds", "steps", "metric", "higher_is_better", "percent", "checkpoints",
-    "lr", "batch_size", "weight_decay",
+    *_SETTINGS,
 )  # fmt: skip
 _RUN = ("training", "problem", "checkpoint", "strategy", "family", "seed", "budget", "unit")
 _POINT = tuple(field.name for field in fields(Point))
@@ -109,7 +110,7 @@ def _training(record: Training, details: Details, curve: pd.DataFrame) -> dict[s
     metric = details["metric"]
     steps, seconds = int(curve["steps"].iloc[-1]), curve.set_index("steps")["seconds"]
     return {
-        **{name: getattr(record, name) for name in ("problem", "seed", "epochs", "lr", "batch_size", "weight_decay")},
+        **{name: getattr(record, name) for name in ("problem", "seed", "epochs", *_SETTINGS)},
         "seconds": float(curve["seconds"].iloc[-1]),
         "steps": steps,
         "metric": metric["name"],

@@ -14,7 +14,7 @@ BASELINE = SGD_CONSTANT.name
 _COMPARABLE = ["training", "problem", "checkpoint"]
 _OF_THE_METRIC = ["metric", "higher_is_better", "percent"]
 _MEANS = ("budget", "start_train_loss", "start_test_metric", "steps", "spent")
-_SETTINGS = ("epochs", "lr", "batch_size", "weight_decay")
+_SETTINGS = ("epochs", "lr", "batch_size", "weight_decay", "processes")
 _SHORT = 6  # characters of an id
 _ROUNDING = 1 + 1e-9
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from latephase.distributed import Ranks
 from latephase.study.data import Data, Split
 from latephase.study.problems import Problem
 
@@ -71,6 +72,16 @@ def evaluate(problem: Problem, model: nn.Module, data: Data) -> Quality:
     for layer, training in modes:
         layer.training = training
     return Quality(objective, train_metric, test_loss, test_metric)
+
+
+def evaluate_once(problem: Problem, model: nn.Module, data: Data, ranks: Ranks) -> Quality:
+    """Measure the network of the first of several processes, and return that on all of them."""
+    return ranks.gather(
+        "how good the network is", lambda: evaluate(problem, model, data) if ranks.rank == 0 else _NOT_LOOKED_AT
+    )[0]
+
+
+_NOT_LOOKED_AT = Quality(math.nan, math.nan, math.nan, math.nan)
 
 
 @torch.no_grad()

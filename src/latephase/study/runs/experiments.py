@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from latephase.distributed import Ranks, find_ranks
 from latephase.strategies.strategy import Strategy
 from latephase.study.data import Data
 from latephase.study.problems import Problem
@@ -20,7 +21,7 @@ from latephase.study.runs.records import LateRun, Record, Training
 from latephase.study.runs.runner import Run, resume
 from latephase.study.runs.store import Store, StoreError
 from latephase.study.runs.tensorboard import log_curve
-from latephase.study.runs.training import train
+from latephase.study.runs.training import Checkpoint, train
 from latephase.study.strategies.catalogue import find_strategy
 from latephase.study.threads import threads
 
@@ -34,16 +35,23 @@ class Place:
         data_dir: Where the data are; None for their default place.
         device: What to compute on.
         tensorboard: Folder for TensorBoard's logs, or None.
+        process_group: The processes that take each step together, see `latephase.tasks.task.Task`; None for this one.
     """
 
     address: str
     data_dir: str | None = None
     device: str = "cpu"
     tensorboard: str | None = None
+    process_group: str | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes, for one run."""
+        return find_ranks(self.process_group, torch.device(self.device))
 
 
 def perform(place: Place, record: Record, progress: Update) -> str:
-    """Carry out a run unless it is complete, and write it to the store.
+    """Carry out a run unless it is complete, and write it to the store. Of several processes the first one writes.
 
     Returns:
         Its state: `"complete"`, `"failed"`, or `"busy"` where another process is at it.
@@ -51,17 +59,21 @@ def perform(place: Place, record: Record, progress: Update) -> str:
     Raises:
         StoreError: If the store cannot be written to.
     """
-    store, run = Store(place.address), record.identity
-    with store.claimed(run) as mine:
-        if not mine:
-            return "busy"
-        if store.status(run).state == "complete":
-            return "complete"
+    store, run, ranks = Store(place.address), record.identity, place.ranks
+    writes = ranks.rank == 0
+    with store.claimed(run) if writes else nullcontext(True) as mine:
+        found = ranks.gather("the state of a run", lambda: store.status(run).state if mine else "busy")[0]
+        if found in ("busy", "complete"):
+            return found
         try:
-            store.begin(record)
-            with to_itself(torch.device(place.device)) if record.timed else nullcontext():
+            with ranks.attended(), to_itself(torch.device(place.device)) if record.timed and writes else nullcontext():
+                if writes:
+                    store.begin(record)
                 _carry_out(store, record, place, progress)
+                ranks.each("the end of a run", lambda: None)
         except Exception as error:
+            if not writes:
+                return "failed"
             try:
                 store.fail(run, error, machine=describe_machine(torch.device(place.device)))
             except OSError as second:
@@ -82,16 +94,24 @@ def _carry_out(store: Store, record: Record, place: Place, progress: Update) -> 
 
 def _train(store: Store, record: Training, problem: Problem, data: Data, place: Place, progress: Update) -> None:
     run = record.identity
-    written = store.checkpoints(run)
+    ranks = place.ranks
+    written = ranks.gather("the checkpoints so far", lambda: store.checkpoints(run))[0]
+
+    def keep(number: int, checkpoint: Checkpoint) -> None:
+        if ranks.rank == 0:
+            store.save_checkpoint(run, number, checkpoint)
+
     curve = train(
         problem,
         data,
         epochs=problem.epochs,
         seed=record.seed,
         progress=progress,
-        keep=lambda number, checkpoint: store.save_checkpoint(run, number, checkpoint),
+        keep=keep,
         since=store.checkpoint(run, written[-1]) if written else None,
     )
+    if ranks.rank > 0:
+        return
     log_curve(place.tensorboard, f"{problem.name}/training, seed {record.seed}", curve)
     store.complete(
         run,
@@ -104,7 +124,8 @@ def _train(store: Store, record: Training, problem: Problem, data: Data, place: 
 
 def _resume(store: Store, record: LateRun, problem: Problem, data: Data, place: Place, progress: Update) -> None:
     checkpoint = store.checkpoint(record.training, record.checkpoint)
-    strategy = _strategy(record, problem, len(data.train))
+    ranks = place.ranks
+    strategy = _strategy(record, problem, len(data.train) // ranks.count)
     seconds = float(store.curve(record.training)["seconds"].iloc[-1])
     allowance = Budget.parse(record.budget).allowance(seconds)
 
@@ -119,6 +140,8 @@ def _resume(store: Store, record: LateRun, problem: Problem, data: Data, place: 
         go(Allowance(1e-9, "seconds"), lambda fraction, remark: None)
         _WARM.add(warm)
     result = go(allowance, progress)
+    if ranks.rank > 0:
+        return
     log_curve(place.tensorboard, f"{problem.name}/{record.title}", result.curve, result.records)
     store.complete(
         record.identity,
@@ -156,7 +179,7 @@ def load_problem_data(training: Training, place: Place) -> tuple[Problem, Data]:
     """
     whatever_its_length = replace(training, seed=0, epochs=1)  # problem and data are the same
     problem, data = _loaded(whatever_its_length, place.data_dir, place.device)
-    return replace(problem, epochs=training.epochs), data
+    return replace(problem, epochs=training.epochs, process_group=place.process_group), data
 
 
 @lru_cache(maxsize=1)

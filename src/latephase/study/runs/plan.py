@@ -16,7 +16,7 @@ from latephase.study.strategies.catalogue import default_strategies, parse_strat
 from latephase.study.strategies.own import reference_of
 
 
-def plan_training(reference: str, *, epochs: int | None, seed: int, device: str) -> Training:
+def plan_training(reference: str, *, epochs: int | None, seed: int, device: str, processes: int = 1) -> Training:
     """Return what a training is to be.
 
     Args:
@@ -24,6 +24,7 @@ def plan_training(reference: str, *, epochs: int | None, seed: int, device: str)
         epochs: Its length; None for the problem's own.
         seed: For first weights, batches and dropout.
         device: What to compute on.
+        processes: How many train together.
     """
     problem = find_problem(reference)
     return Training(
@@ -37,6 +38,7 @@ def plan_training(reference: str, *, epochs: int | None, seed: int, device: str)
         code=_code(reference),
         seed=seed,
         device=torch.device(device).type,
+        processes=processes,
     )
 
 
@@ -90,7 +92,7 @@ def plan_runs(
         ValueError: For a checkpoint or strategy that there is not.
         ProblemError: See `problem_of`.
     """
-    problem, examples = problem_of(training), store.examples(training.identity)
+    problem, examples = problem_of(training), store.examples(training.identity) // training.processes
     chosen = (
         default_strategies(problem, examples) if strategies is None else parse_strategies(strategies, problem, examples)
     )

@@ -36,6 +36,7 @@ class Training:
         seed: For first weights, batches and dropout.
         device: Kind of device; results differ in rounding between kinds.
         latephase: Version of the code.
+        processes: How many train together, each with batches of `batch_size`.
 
     >>> settings = 0.05, 32, 400, 5e-4, "sgd_constant", None
     >>> training = Training("digits_cnn", "digits_cnn", *settings, seed=0, device="cpu")
@@ -59,6 +60,7 @@ class Training:
     seed: int
     device: str
     latephase: str = field(default_factory=latephase_version)
+    processes: int = 1
 
     @property
     def identity(self) -> str:
@@ -68,11 +70,15 @@ class Training:
     @property
     def title(self) -> str:
         """What people call the run."""
-        return f"{self.problem}, training, seed {self.seed}"
+        together = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.problem}, training, seed {self.seed}{together}"
 
     def to_json(self) -> dict[str, object]:
-        """Return the record in numbers, strings, lists and dictionaries."""
-        return {"kind": self.kind, **asdict(self)}
+        """Return the record in numbers, strings, lists and dictionaries; of one process it is as it always was."""
+        content = {"kind": self.kind, **asdict(self)}
+        if self.processes == 1:
+            del content["processes"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def from_json(content: Mapping[str, object]) -> Record:
     values = dict(content)
     kind = values.pop("kind", None)
     for make in (Training, LateRun):
-        if kind == make.kind and set(values) == {field.name for field in fields(make)}:
+        if kind == make.kind and {"processes", *values} >= {field.name for field in fields(make)} >= set(values):
             read: Callable[..., Record] = make
             return read(**values)
     raise ValueError("config.json is not one that this version of latephase writes")

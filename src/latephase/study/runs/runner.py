@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from latephase import StepRecord
+from latephase.distributed import mean
 from latephase.strategies.strategy import NothingLeftError, Strategy, WithinSeconds
 from latephase.strategies.trainer import copied_state
 from latephase.study.data import Data
@@ -16,8 +17,9 @@ from latephase.study.problems import Problem
 from latephase.study.runs.budget import Allowance
 from latephase.study.runs.clock import Clock
 from latephase.study.runs.divergence import has_diverged
-from latephase.study.runs.evaluation import Point, evaluate
+from latephase.study.runs.evaluation import Point, evaluate_once
 from latephase.study.runs.progress import Update
+from latephase.study.runs.share import own_share, stayed_together
 
 EVALUATIONS = 20  # per run, equally spaced over the budget
 
@@ -51,6 +53,7 @@ def resume(
 
     Evaluation is not on the clock. The step during which the budget runs out does not count: it is taken back. A run
     whose train loss is seen to have diverged since the checkpoint ends there, and so does one with nothing left to do.
+    Of several processes each trains on its share of the examples, and the first one evaluates: on all of them.
 
     Args:
         problem: What to train.
@@ -65,6 +68,7 @@ def resume(
         The run's curve, its steps' records, and the network that it ended with.
     """
     device = data.train.inputs.device
+    ranks = problem.ranks(device)
     model = problem.build_model().to(device)
     model.load_state_dict(state)
     if allowance.unit == "seconds" and isinstance(strategy, WithinSeconds):
@@ -75,13 +79,15 @@ def resume(
 
     def spent() -> float:
         """The share of the budget that is gone."""
-        return (clock.seconds if allowance.unit == "seconds" else work) / allowance.amount
+        own = clock.seconds if allowance.unit == "seconds" else work
+        return mean(ranks, "the clock", lambda: own) / allowance.amount
 
     def point(steps: int, seconds: float, gradients: float) -> Point:
-        return Point(steps, seconds, gradients, lr, **vars(evaluate(problem, trainer.judged(), data)))
+        network = trainer.judged()
+        return Point(steps, seconds, gradients, lr, **vars(evaluate_once(problem, network, data, ranks)))
 
     with clock:
-        trainer = strategy.start(problem, model, data, torch.Generator().manual_seed(seed))
+        trainer = strategy.start(problem, model, own_share(data, ranks), torch.Generator().manual_seed(seed))
     curve = [point(steps=0, seconds=0.0, gradients=0.0)]
     for steps in itertools.count():
         share, now = spent(), (steps, clock.seconds, work)
@@ -105,5 +111,6 @@ def resume(
 
     if curve[-1].steps < steps:
         curve.append(point(*now))
+    stayed_together(model, ranks)
     progress(1.0, f"train loss {loss_text(curve[-1].train_loss)}")
     return Run(tuple(curve), tuple(records), copied_state(trainer.judged()))

@@ -20,8 +20,9 @@ from latephase.study.problems import Problem
 from latephase.study.problems.check import ProblemError, check_data
 from latephase.study.runs.clock import Clock
 from latephase.study.runs.divergence import DivergedError, has_diverged, highest_loss
-from latephase.study.runs.evaluation import Point, Quality, evaluate
+from latephase.study.runs.evaluation import Point, Quality, evaluate_once
 from latephase.study.runs.progress import Update
+from latephase.study.runs.share import own_share, stayed_together
 from latephase.study.strategies.catalogue import find_strategy
 
 CHECKPOINTS = 10  # equally spaced (Tatzel et al. 2022, Section 3.1)
@@ -82,7 +83,8 @@ def train(
 ) -> tuple[Point, ...]:
     """Train a network on the device that holds `data`, and return the curve. Seeds torch's global generator.
 
-    A first phase's schedule runs over the epochs.
+    A first phase's schedule runs over the epochs. Of several processes each trains on its share of the examples, and
+    the first one evaluates: on all of them.
 
     Args:
         problem: What to train.
@@ -101,22 +103,25 @@ def train(
             is no strategy of first order or waits for a plateau.
         DivergedError: As soon as the train loss is seen to have diverged. Checkpoints until then have been kept.
     """
-    check_data(problem, data)
     device = data.train.inputs.device
+    ranks = problem.ranks(device)
+    share = check_data(problem, own_share(data, ranks))
     torch.manual_seed(seed)
     model = problem.build_model().to(device)
     generator = torch.Generator().manual_seed(seed)
-    trainer = _start(problem, model, data, generator)
+    trainer = _start(problem, model, share, generator)
     if since is not None:
         model.load_state_dict(since.network)
         trainer.optimizer.load_state_dict(copy.deepcopy(since.optimizer))  # PyTorch does not copy it
         generator.set_state(since.generator)
         set_rng_state(device, since.rng)
-    steps = len(data.train) // problem.batch_size
+    steps = len(share.train) // problem.batch_size
     clock = Clock(device)
     first = 0 if since is None else since.epoch
     before = 0.0 if since is None else since.curve[-1].seconds
-    curve = [_first_point(problem, model, data, trainer)] if since is None else list(since.curve)
+    curve = [] if since is None else list(since.curve)
+    if since is None:
+        curve.append(_first_point(problem, evaluate_once(problem, model, data, ranks), trainer))
     interval = -(-epochs // POINTS)
     numbers = {epoch: number for number, epoch in enumerate(checkpoint_epochs(epochs), start=1)}
 
@@ -125,13 +130,15 @@ def train(
             for _ in range(steps):
                 trainer.step((epoch - 1) / epochs)
         if epoch % interval == 0 or epoch in numbers:
-            curve.append(_point(evaluate(problem, model, data), epoch * steps, before + clock.seconds, trainer))
+            quality = evaluate_once(problem, model, data, ranks)
+            curve.append(_point(quality, epoch * steps, before + clock.seconds, trainer))
             _check_progress(problem, epoch, curve[-1].train_loss, curve[0].train_loss)
         if epoch in numbers:
             optimizer = copy.deepcopy(trainer.optimizer.state_dict())
             reached = copied_state(model), optimizer, generator.get_state(), rng_state(device), tuple(curve)
             keep(numbers[epoch], Checkpoint(epoch, *reached))
         progress(epoch / epochs, f"train loss {loss_text(curve[-1].train_loss)}")
+    stayed_together(model, ranks)
     return tuple(curve)
 
 
@@ -148,8 +155,7 @@ def _start(problem: Problem, model: nn.Module, data: Data, generator: torch.Gene
     return strategy.start(problem, model, data, generator)
 
 
-def _first_point(problem: Problem, model: nn.Module, data: Data, trainer: GradientTrainer) -> Point:
-    quality = evaluate(problem, model, data)
+def _first_point(problem: Problem, quality: Quality, trainer: GradientTrainer) -> Point:
     for split, loss in (("train", quality.train_loss), ("test", quality.test_loss)):
         if not math.isfinite(loss):
             raise ProblemError(
