@@ -53,6 +53,7 @@ STUDY = [
     ["own"],
     ["numbers"],
     ["threads"],
+    ["processes"],
 ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -103,7 +103,14 @@ class Together:
     Args:
         group: The group; None for all processes.
         device: Where the group's backend takes its tensors.
+
+    Attributes:
+        attending: In how many `attended` blocks, one in another, this process is.
+        known: The error that ends them, once all ranks have been told.
     """
+
+    attending: ClassVar[int] = 0
+    known: ClassVar[BaseException | None] = None
 
     def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
         self._group, self._device = group, device
@@ -113,12 +120,17 @@ class Together:
     @contextmanager
     def attended(self, what: str = "an exception") -> Iterator[None]:
         """See `Ranks`."""
+        Together.attending += 1
         try:
             yield
         except BaseException as error:
-            if not self._over and not _known_to_all(error):
+            if not self._over and not _is_known(error):
                 self._meet(what, error)
             raise
+        finally:
+            Together.attending -= 1
+            if not Together.attending:
+                Together.known = None
 
     def same(self, what: str, have: Callable[[], tuple[Sequence[Tensor], object]]) -> None:
         """See `Ranks`."""
@@ -192,6 +204,7 @@ class Together:
         others = [rank for rank, header in enumerate(headers) if header.code != headers[self.rank].code]
         if others:
             self._part(f"this one is at {what}, rank {_listed(others)} elsewhere; were they called in different ways?")
+        Together.known = None
         return headers
 
     def _exchange(self, collective: Callable[[], object]) -> None:
@@ -202,7 +215,7 @@ class Together:
 
     def _part(self, why: str) -> NoReturn:
         self._over = True
-        raise _marked(RankError(f"the {self.count} ranks of a step have parted: {why}"))
+        raise _known(RankError(f"the {self.count} ranks of a step have parted: {why}"))
 
     def _end(self, error: BaseException | None) -> NoReturn:
         """Raise what ends the step on this rank, after one or more have failed."""
@@ -212,20 +225,20 @@ class Together:
             raise error  # all have initialised their parameters, and the step begins once more
         self._over = True
         if error is not None and not written:
-            raise _marked(error)
+            raise _known(error)
         failed = "; ".join(f"rank {rank}: {words}" for rank, (words, _) in enumerate(said) if words is not None)
-        raise _marked(RankError(f"the step was given up on all ranks, as it failed on {failed}")) from error
+        raise _known(RankError(f"the step was given up on all ranks, as it failed on {failed}")) from error
 
 
-def _marked(error: BaseException) -> BaseException:
-    """The error, of which all ranks have been told: whoever else attends to them is not to tell them again."""
-    error._known_to_all_ranks = True  # type: ignore[attr-defined]
+def _known(error: BaseException) -> BaseException:
+    """The error, of which all ranks now know: what else attends to them, here, is not to tell them again."""
+    if Together.attending:
+        Together.known = error
     return error
 
 
-def _known_to_all(error: BaseException | None) -> bool:
-    """Whether it has been told, or was raised from one that has."""
-    return error is not None and (getattr(error, "_known_to_all_ranks", False) or _known_to_all(error.__cause__))
+def _is_known(error: BaseException | None) -> bool:
+    return error is not None and (error is Together.known or _is_known(error.__cause__))
 
 
 class Header(NamedTuple):

@@ -184,7 +184,7 @@ def _training(results: Results, training: object, name: str) -> dict[str, object
         "seconds": amount_text(row["seconds"], "seconds"),
         "checkpoints": len(row["checkpoints"]),
         "lr": f"{row['lr']:g}",
-        "batch_size": row["batch_size"],
+        "batch_size": f"{row['batch_size']}" + (f" × {row['processes']}" if row["processes"] > 1 else ""),
         "weight_decay": f"{row['weight_decay']:g}",
         "train_loss": NONE if end is None else loss_text(end["train_loss"]),
         "test_metric": NONE if end is None else metric_text(end["test_metric"], percent=bool(row["percent"])),

@@ -37,7 +37,7 @@ WITHOUT_NOISE = "sgd_constant, sgd_cosine, swa, lbfgs, ssbroyden, hf_same_batch,
 def made(folder, training, strategies, processes):
     """Train and resume; return state and network by strategy, and those of the training."""
     place = Place(str(folder), process_group="world" if processes > 1 else None)
-    found = {"training": (perform(place, training, silent), None)}
+    found: dict = {"training": (perform(place, training, silent), None)}
     store, budget = Store(str(folder)), Budget.parse("40gradients")
     for run in plan_runs(store, training, checkpoint="last", strategies=strategies, seeds=1, budget=budget):
         state = perform(place, run, silent)
@@ -93,7 +93,7 @@ def with_failures(rank, folder):
     Store.save_checkpoint = save
     found["checkpoints"] = Store(str(folder)).checkpoints(training.identity)
     found["again"] = perform(place, training, silent)
-    whole = experiments.train
+    whole = vars(experiments)["train"]
     if rank == 1:
         vars(experiments)["train"] = None
     found["of one"] = perform(place, training_of(2), silent)
@@ -140,7 +140,7 @@ def test_torchrun_carries_out_a_study(tmp_path):
     assert done.stdout.count("\nreport: ") == 1
     assert "2/2 hf_m12, checkpoint 2, seed 0: complete" in done.stdout
     assert "2 processes" in done.stdout
-    assert (runs / "report.html").exists()
+    assert "8 × 2" in (runs / "report.html").read_text()
     alone = [sys.executable, "-m", "latephase", "resume", str(runs), "--strategies", "sgd_tenth"]
     refused = subprocess.run(alone, capture_output=True, text=True, check=False, timeout=240)
     assert refused.returncode == 2
