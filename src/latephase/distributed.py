@@ -7,6 +7,7 @@ rank ends the step on all, and ranks that have parted are told instead of waitin
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -179,9 +180,18 @@ class Together:
         return self._gather(self.each(what, compute))
 
     def _gather(self, value: Result) -> list[Result]:
-        values: list[Result] = [value] * self.count
-        self._exchange(lambda: dist.all_gather_object(values, value, group=self._group))
-        return values
+        """What `dist.all_gather_object` does, which needs NumPy."""
+        own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self._device)
+        lengths = [own.new_zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        self._exchange(lambda: dist.all_gather(lengths, lengths[0].new_tensor([len(own)]), group=self._group))
+        longest = max(int(length) for length in lengths)
+        pieces = [own.new_zeros(longest) for _ in range(self.count)]
+        padded = torch.cat([own, own.new_zeros(longest - len(own))])
+        self._exchange(lambda: dist.all_gather(pieces, padded, group=self._group))
+        return [
+            pickle.loads(bytes(piece[: int(length)].tolist()))  # what this program has just written itself
+            for piece, length in zip(pieces, lengths, strict=True)
+        ]
 
     def _told(self, what: str, compute: Callable[[], Result]) -> Result:
         """Compute, and tell the others of an exception."""

@@ -71,7 +71,7 @@ def share_of(name: str, found: Examples, ranks: Ranks) -> Examples:
 def _print_of(split: Split) -> tuple[int, int]:
     """How many examples there are, and what shows whether others are the same."""
     few = split.take(torch.tensor(sorted({*range(min(8, len(split))), *range(max(0, len(split) - 8), len(split))})))
-    bits = (tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes() for tensor in _tensors(few))
+    bits = (bytes(tensor.cpu().contiguous().view(torch.uint8).flatten().tolist()) for tensor in _tensors(few))
     return len(split), zlib.crc32(b"".join(bits))
 
 
