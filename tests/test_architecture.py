@@ -37,7 +37,7 @@ LAYERS = [
     ["watching"],
     ["random_state", "wrapped"],
     ["failures", "stalling"],
-    ["checks", "outer_rows", "vectors"],
+    ["checks", "freed_memory", "outer_rows", "vectors"],
     ["records"],
 ]
 # Likewise inside the study.

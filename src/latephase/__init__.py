@@ -6,6 +6,7 @@ from latephase.drawing import batches
 from latephase.finishing.amenability import Amenability, amenability
 from latephase.finishing.call import finish
 from latephase.finishing.report import FinishReport
+from latephase.freed_memory import keep_freed_memory
 from latephase.kfac import KFAC
 from latephase.optimizer import HessianFree
 from latephase.records import CGStop, Counts, Outcome, StepRecord, StepUndoneWarning
@@ -27,6 +28,7 @@ __all__ = [
     "amenability",
     "batches",
     "finish",
+    "keep_freed_memory",
 ]
 
 __version__ = version("latephase")

@@ -1,5 +1,7 @@
 """`latephase` and `python -m latephase`: the command line, if what it needs is installed."""
 
+from latephase.freed_memory import keep_freed_memory
+
 
 def main() -> None:
     """Run the command line.
@@ -17,6 +19,7 @@ def main() -> None:
             f"latephase: the command line needs the package {error.name!r}, which is not installed.\n"
             "Install the study extra: pip install 'latephase[study]'"
         ) from None
+    keep_freed_memory()
     app()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from latephase.freed_memory import keep_freed_memory
 from latephase.study.runs.experiments import Place, perform
 from latephase.study.runs.progress import Reporter
 from latephase.study.runs.records import Record, Training
@@ -114,6 +115,7 @@ def _fewest_cpus(ray: ModuleType) -> float:
 
 
 def _perform_silently(place: Place, record: Record) -> str:
+    keep_freed_memory()  # as the command line does where runs are made here
     return perform(place, record, lambda fraction, remark: None)
 
 
