@@ -24,7 +24,8 @@ CURVES = {
 def results(curves=CURVES, *, higher_is_better=True, budgets=None, trainings=None):
     trainings = trainings or {"t": {}}
     metric = {"metric": "accuracy", "higher_is_better": higher_is_better, "percent": True, "checkpoints": [60.0]}
-    settings = {"seed": 0, "epochs": 3, "seconds": 60.0, "steps": 9, "lr": 0.1, "batch_size": 8, "weight_decay": 0.0}
+    problem = {"lr": 0.1, "batch_size": 8, "weight_decay": 0.0, "processes": 1}
+    settings = {"seed": 0, "epochs": 3, "seconds": 60.0, "steps": 9, **problem}
     runs, points = {}, []
     for training in trainings:
         for (strategy, seed), (losses, metrics) in curves.items():
@@ -175,6 +176,8 @@ def test_trainings_with_different_settings_are_not_mixed():
         results(trainings={"a": {"epochs": 3}, "b": {"epochs": 30}, "c": {"epochs": 30, "seed": 1}}).trainings
     )
     assert list(names) == ["p (epochs 3)", "p (epochs 30)", "p (epochs 30)"]
+    names = training_names(results(trainings={"a": {}, "b": {"processes": 2}}).trainings)
+    assert list(names) == ["p (processes 1)", "p (processes 2)"]
     names = training_names(results(trainings={"abcdefgh": {}, "bcdefghi": {}}).trainings)  # another device, say
     assert list(names) == ["p (abcdef)", "p (bcdefg)"]
     assert list(training_names(results(trainings={"a": {"seed": 0}, "b": {"seed": 1}}).trainings)) == ["p", "p"]

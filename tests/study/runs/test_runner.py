@@ -11,7 +11,7 @@ from latephase.strategies.hf import hf_equal
 from latephase.strategies.strategy import Family, NothingLeftError, Step, Strategy, Trainer
 from latephase.strategies.swa import SWA
 from latephase.strategies.trainer import copied_state
-from latephase.study.runs import runner
+from latephase.study.runs import evaluation, runner
 from latephase.study.runs.budget import Allowance
 from latephase.study.runs.clock import Clock
 from latephase.study.runs.evaluation import Quality
@@ -67,7 +67,7 @@ def time(monkeypatch):
         return Quality(next(model.parameters()).mean().item(), 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(runner, "Clock", lambda device: Clock(device, now=lambda: time.now))
-    monkeypatch.setattr(runner, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     return time
 
 
@@ -140,7 +140,7 @@ def test_evaluations_are_spaced_equally_and_the_last_state_is_among_them(time):
 
 
 def test_a_run_that_diverges_ends_there(time, monkeypatch):
-    monkeypatch.setattr(runner, "evaluate", lambda problem, model, data: Quality(math.nan, 0.0, math.nan, 0.1))
+    monkeypatch.setattr(evaluation, "evaluate", lambda problem, model, data: Quality(math.nan, 0.0, math.nan, 0.1))
     curve = run(Counting(time, [1.0] * 1001), budget=1000.0).curve
     assert len(curve) == 1
     assert math.isnan(curve[0].train_loss)
@@ -149,7 +149,7 @@ def test_a_run_that_diverges_ends_there(time, monkeypatch):
 @pytest.mark.parametrize("absurd", [1e298, -1e298])
 def test_a_run_whose_loss_is_finite_but_absurd_ends_there_too(time, monkeypatch, absurd):
     losses = iter([0.5, 4e5, absurd, 0.5])
-    monkeypatch.setattr(runner, "evaluate", lambda problem, model, data: Quality(next(losses), 0.0, 0.0, 0.1))
+    monkeypatch.setattr(evaluation, "evaluate", lambda problem, model, data: Quality(next(losses), 0.0, 0.0, 0.1))
     remarks = []
     curve = run(
         Counting(time, [1.0] * 1001), budget=1000.0, progress=lambda fraction, remark: remarks.append(remark)
