@@ -40,8 +40,9 @@ def test_pages_are_not_made_anew_once_freed_memory_is_kept():
         done = subprocess.run([sys.executable, "-c", PROGRAM, argument], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("as it is") > 100  # 10 times 80 MB, in pages of 4 kB or, where the system has them, 2 MB
-    assert faults("keep") < 100
+    before, after = faults("as it is"), faults("keep")
+    assert before > 100  # 10 times 80 MB, in pages of 4 kB or, where the system has them, 2 MB
+    assert after < before / 4  # a block may find no room once, and get new pages
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
