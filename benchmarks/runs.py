@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import latephase
 from latephase.study.data import Data
 from latephase.study.problems import Problem, find_problem
 from latephase.study.runs.training import Checkpoint, train
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepared(options: argparse.Namespace) -> tuple[Problem, Data, Path]:
     """Return the problem `options.problem`, its data, and the file of its last checkpoint in `options.out`."""
+    latephase.keep_freed_memory()  # as the command line does
     problem = find_problem(options.problem)
     if problem.cpu_threads is not None:
         torch.set_num_threads(problem.cpu_threads)

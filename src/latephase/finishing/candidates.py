@@ -28,6 +28,7 @@ STATISTICS = 50  # batches with which batch normalisation's statistics are renew
 PAPER_STEP = 6.0  # gradients of its batch that a step with the sizes below costs about
 SMALLEST = 512  # examples in a gradient below which second-order steps follow noise
 DEAR = 0.3  # share of the budget that a step may cost where no noise stands in the way of what it gains
+OFTEN = 0.04  # share that several iterations of L-BFGS in one step may cost
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def candidates(task: Task, size: Size, optimizer: torch.optim.Optimizer | None) 
     lbfgs = Candidate("l-bfgs", Growth.POWER, (0.02,), lambda means: _lbfgs(batch, full, means), from_best=True)
     hf = Candidate("hessian-free", Growth.POWER, (0.03,), lambda means: _hf(task, size, full, means), from_best=True)
     if full <= 1.0:  # no noise, which would have to be averaged: what uses curvature comes first, were it dear
-        return [lbfgs, replace(hf, dearest=DEAR), replace(decay, longer=None)]
+        return [replace(lbfgs, dearest=DEAR), replace(hf, dearest=DEAR), replace(decay, longer=None)]
     every = max(1, min(10, round(full / 10)))
     swa = SWA("averaging", every=every, steps=_constant(optimizer), most_batches=STATISTICS)
     return [decay, Candidate("averaging", Growth.AVERAGE, (0.01,), lambda means: swa), lbfgs, hf]
@@ -111,6 +112,6 @@ def _hf(task: Task, size: Size, full: float, means: Means) -> Strategy:
 
 
 def _lbfgs(batch: int, full: float, means: Means) -> Strategy:
-    iterations = 4 if 5 * full <= means.gradients else 1
+    iterations = 4 if 5 * full <= min(means.share, OFTEN) * means.rate else 1
     means.require(full * (iterations + 1))
     return LBFGS("l-bfgs", batch, max_iter=iterations)

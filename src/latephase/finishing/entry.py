@@ -49,6 +49,10 @@ class Entry:
             return False
         return True
 
+    def unknown(self, left: float) -> bool:
+        """Whether it has taken no step so far, though one may fit into what is left of the budget."""
+        return 0.0 < self.price <= left if self.out else not self.samples
+
     def rises(self, best: float) -> bool:
         """Whether it begins at a state that is better than any that it has been at."""
         return self.candidate.from_best and all(best < sample.score for sample in self.samples)

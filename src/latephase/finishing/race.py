@@ -127,9 +127,11 @@ class Race:
         return True
 
     def _is_over(self, phase: Phase, spent: float) -> bool:
-        """Whether a phase has had its share: a trial where less than half a step of it is left."""
+        """Whether a phase has had its share: a trial where less than half a step of it is left. None without a step."""
+        if not phase.steps:
+            return spent >= 1.0
         if not phase.trial:
-            return spent >= phase.begin + phase.length or (phase.steps > 0 and spent + self._last > 1.0)
+            return spent >= phase.begin + phase.length or spent + self._last > 1.0
         too_few = phase.steps < FEWEST and spent + self._last <= TRIALS
         return spent + self._last / 2 >= phase.begin + phase.length and not too_few
 
@@ -202,7 +204,8 @@ class Race:
         if not phase.trial:
             self._see_whether_stalled(phase, entry)
             self._see_who_can_be_tried(entry)
-        if not phase.trial and not self._trials and self._leader(left) is entry:
+        goes_on = not phase.trial and not self._trials and not self._has_had_its_time(entry, left)
+        if goes_on and self._leader(left) is entry:
             phase.length += min(left, REVIEW)
             return
         entry.kept = self._trainer.state_dict()
@@ -219,6 +222,10 @@ class Race:
         others = [e for e in self._entries.values() if e is not entry and e.candidate.from_best and not e.out]
         # From the same state as before they would come to the same.
         self._trials = [(e.candidate.name, e.candidate.trials[-1]) for e in others if e.rises(self.best_score)]
+
+    def _has_had_its_time(self, entry: Entry, left: float) -> bool:
+        """Whether it has come to its end while there is what has taken no step so far."""
+        return entry.stalled and any(other.unknown(left) for other in self._entries.values())
 
     def _see_who_can_be_tried(self, leader: Entry) -> None:
         """Where second-order steps lead, others that had no trial or only one step in it are worth a longer one."""
@@ -241,41 +248,44 @@ class Race:
             self._begin_anew(entry, spent, share, trial=True, reason=self._origin(entry))
             return
         left = 1.0 - spent
-        leader = self._leader(left)
-        untried = [entry for entry in self._entries.values() if not entry.samples and not entry.out]
-        if left <= 0.0 or (leader is None and not untried):
+        if left <= 0.0:
             self.over = True
             return
-        if leader is None:
-            self._begin_anew(untried[0], spent, left, trial=False, reason="the only one")
-            return
-        if first and (hopeful := self._hopeful(leader, left)):
+        leader = self._leader(left)
+        if leader and first and (hopeful := self._hopeful(leader, left)):
             reason = f"a longer trial, as it may yet be better than {leader.candidate.name}"
             self._begin_anew(hopeful, spent, hopeful.candidate.longer or 0.0, trial=True, reason=reason)
-            return
-        reason = self._comparison(left)
-        if not first and leader.expected(left, self.best_score) >= self.best_score:
-            unknown = self._whose_gain_comes_late(left)
-            if unknown is None:
-                self.over = self.ended_early = True
-                return
-            leader, reason = (
-                unknown,
-                f"nothing promises more than the best so far; what this gains may come late; {reason}",
-            )
-        if leader.candidate.restarts or leader.rises(self.best_score):
-            length = left if leader.candidate.restarts else min(left, REVIEW)
-            self._begin_anew(leader, spent, length, trial=False, reason=reason)
+        elif leader and (first or leader.expected(left, self.best_score) < self.best_score):
+            self._go_on(leader, spent, left, self._comparison(left))
         else:
-            self._begin_again(leader, spent, min(left, REVIEW), reason)
+            self._go_on_without_a_promise(spent, left)
 
-    def _whose_gain_comes_late(self, left: float) -> Entry | None:
-        """An average that can go on, or a decay for which enough is left and that was only tried."""
-        chosen = {phase.candidate for phase in self.phases if not phase.trial}
-        for name, entry in self._tried().items():
-            if entry.steady or (entry.candidate.restarts and name not in chosen and left >= LONG):
-                return entry
-        return None
+    def _go_on(self, entry: Entry, spent: float, left: float, reason: str) -> None:
+        """Spend on it all that is left if it cannot be broken off, else as much as passes until the next review."""
+        if entry.candidate.restarts or entry.kept is None or entry.rises(self.best_score):
+            length = left if entry.candidate.restarts or len(self._entries) == 1 else min(left, REVIEW)
+            self._begin_anew(entry, spent, length, trial=False, reason=reason)
+        else:
+            self._begin_again(entry, spent, min(left, REVIEW), reason)
+
+    def _go_on_without_a_promise(self, spent: float, left: float) -> None:
+        """Spend the rest on what gains late or has taken no step so far, whichever is first; else the race is over."""
+        chosen, tried = {phase.candidate for phase in self.phases if not phase.trial}, self._tried()
+        for name, entry in self._entries.items():
+            decay_is_worth_it = entry.candidate.restarts and name not in chosen and left >= LONG
+            if entry.unknown(left):
+                reason = (
+                    "no trial of it fitted, and nothing promises more" if len(self._entries) > 1 else "the only one"
+                )
+                entry.price, entry.out = 0.0, ""
+            elif name in tried and (entry.steady or decay_is_worth_it):
+                reason = "nothing promises more than the best so far; what this gains may come late; "
+                reason += self._comparison(left)
+            else:
+                continue
+            self._go_on(entry, spent, left, reason)
+            return
+        self.over, self.ended_early = True, bool(tried)
 
     def _hopeful(self, leader: Entry, left: float) -> Entry | None:
         """Who may be better than second-order steps promise to be, if a longer trial shows it."""
@@ -299,8 +309,8 @@ class Race:
         if not candidate.restarts or not entry.samples:
             entry.samples = [Sample(0.0, score)]
         entry.means = Means(max(candidate.dearest, self._dearest(spent, share) if trial else ALONE), rate)
-        if len(self._entries) == 1 and not entry.fits():
-            entry.means = Means(share, rate)
+        if not trial and not entry.fits():  # nothing else is worth what is left
+            entry.means = Means(1.0 - spent, rate)
         self._base = self._last = 0.0
 
         def begin() -> None:
