@@ -15,6 +15,7 @@ from latephase.curvature import ggn
 from latephase.finishing.data import examples
 from latephase.finishing.judge import Judge, training_undisturbed
 from latephase.finishing.prices import shortest
+from latephase.finishing.setting import device_of
 from latephase.finishing.task import task_of
 from latephase.optimizer import HessianFree
 from latephase.parameters import Parameters
@@ -115,7 +116,7 @@ def amenability(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     checks.function("loss_func", loss_func)
-    device = next(p for p in model.parameters() if p.requires_grad).device
+    device = device_of(model)
     if data is None:
         task = task_of(loss_func, optimizer, 1, closure=True)
         everything = no_examples(device).train

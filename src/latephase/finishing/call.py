@@ -21,7 +21,7 @@ from latephase.finishing.prices import flops, gradients
 from latephase.finishing.progress import Show, bar
 from latephase.finishing.race import Race
 from latephase.finishing.report import FinishReport
-from latephase.finishing.setting import Setting, on_closures, on_examples
+from latephase.finishing.setting import Setting, device_of, on_closures, on_examples
 from latephase.random_state import read_random_state, write_random_state
 from latephase.random_state import seed as seed_all
 
@@ -102,7 +102,7 @@ def finish(
     model = model.module if isinstance(model, DistributedDataParallel) else model
     _check(model, loss_func, judge, callbacks := tuple(callbacks))
     chosen = _checked_strategies(strategies)
-    device = next(p for p in model.parameters() if p.requires_grad).device
+    device = device_of(model)
     ranks = find_ranks(check_group(process_group), device)
     random, modes = read_random_state(device), [(layer, layer.training) for layer in model.modules()]
     if not model.training:

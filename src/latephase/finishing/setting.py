@@ -56,7 +56,7 @@ def on_closures(
     Raises:
         TypeError: If `held_out` is no function.
     """
-    device = _device(model)
+    device = device_of(model)
     task = task_of(closure, optimizer, 1, closure=True, process_group=process_group)
     assert isinstance(task, ClosureTask)
     data, by_itself = no_examples(device), held_out is None
@@ -83,7 +83,7 @@ def on_examples(
         TypeError: If data are of none of the forms that `latephase.finishing.data.examples` takes.
         ValueError: If they are empty, or do not fit together.
     """
-    device = _device(model)
+    device = device_of(model)
     train = share_of("train_data", examples("train_data", train_data, device), ranks)
     batch = min(train.size_of_batches(batch_size), len(train.split))
     task = task_of(loss_func, optimizer, batch, closure=False, process_group=process_group)
@@ -95,5 +95,6 @@ def on_examples(
     return Setting(task, data, size, judge, tuple(remark for remark in dict.fromkeys(found) if remark))
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the parameters that are trained are."""
     return next(p for p in model.parameters() if p.requires_grad).device
