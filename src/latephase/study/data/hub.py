@@ -6,10 +6,11 @@ from functools import partial
 from glob import escape
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from latephase.tasks.split import DataError, Split
 
@@ -175,7 +176,7 @@ def _read_table(source: HubImages, table: "Dataset", where: str) -> Split:
     return Split(torch.from_numpy(images).float().div_(255), torch.from_numpy(labels))
 
 
-def _labels(source: HubImages, batch: "Table", where: str) -> np.ndarray:
+def _labels(source: HubImages, batch: "Table", where: str) -> NDArray[Any]:
     labels = batch[source.label].to_numpy()
     expected = f"expected whole numbers from 0 to {source.classes - 1}"
     if labels.dtype.kind not in "iu":  # with gaps, too, they are floating-point numbers
@@ -196,7 +197,7 @@ def _encoded(source: HubImages, batch: "Table", where: str) -> list[bytes | None
         ) from error
 
 
-def _pixels(encoded: bytes | None, shape: tuple[int, int, int], where: str) -> np.ndarray:
+def _pixels(encoded: bytes | None, shape: tuple[int, int, int], where: str) -> NDArray[Any]:
     """Return an image as [channels, height, width]."""
     from PIL import Image
 

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from latephase.strategies.style import Style
 from latephase.study.show.styles import Look
 
-Curve: TypeAlias = tuple[np.ndarray, np.ndarray]
+Curve: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
 """Two arrays of one length: where and what."""
 
 QUARTILES = (0.25, 0.75)
@@ -35,7 +36,7 @@ _KNOTS = 200
 
 
 @contextmanager
-def panels(look: Look, rows: int, columns: int) -> Iterator[tuple[Figure, np.ndarray]]:
+def panels(look: Look, rows: int, columns: int) -> Iterator[tuple[Figure, NDArray[Any]]]:
     """Provide a new figure and its panels, to be drawn on in this look.
 
     If the look is narrow, all panels stand below each other.
@@ -58,7 +59,7 @@ def panels(look: Look, rows: int, columns: int) -> Iterator[tuple[Figure, np.nda
         yield figure, axes
 
 
-def over_seeds(curves: Sequence[Curve], end: float, band: tuple[float, float]) -> tuple[np.ndarray, ...]:
+def over_seeds(curves: Sequence[Curve], end: float, band: tuple[float, float]) -> tuple[NDArray[Any], ...]:
     """Return places from 0 to `end`, and there the mean of the curves and two quantiles of them.
 
     Curves are joined linearly and keep their last value: a strategy that ends early leaves the network it has. Where
@@ -145,7 +146,7 @@ def scale(axes: Axes, *sharing: Axes) -> None:
         _limit(axes, values.min(), values.max())
 
 
-def _values(lines: Sequence[Line2D], *, labelled: bool = False) -> np.ndarray:
+def _values(lines: Sequence[Line2D], *, labelled: bool = False) -> NDArray[Any]:
     """Return all finite values of lines, or of those that a legend shows."""
     shown = [line for line in lines if not (labelled and str(line.get_label()).startswith("_"))]
     values = np.concatenate([np.empty(0), *(np.asarray(line.get_ydata(), dtype=float) for line in shown)])

@@ -5,10 +5,10 @@ Update and conditions are those of Urbán, Stefanou and Pons 2024 (arXiv 2405.04
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latephase.parts.broyden import update
@@ -79,7 +79,7 @@ def search(sample: Callable[[Tensor], Sample], here: Sample, p: Tensor, before: 
 
     last = here
 
-    def at(x: np.ndarray) -> Sample:
+    def at(x: NDArray[Any]) -> Sample:
         nonlocal last
         theta = torch.from_numpy(x).to(p)
         if not torch.equal(theta, last.theta):  # the search asks for value and gradient one by one
