@@ -34,13 +34,18 @@ def first_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer
     return torch.optim.Adam(groups, lr=1e-3)
 
 
-def run(problem: Problem, data: Data, start: Path, competitor: str, budget: str, seed: int) -> dict[str, object]:
-    """Finish once, and measure."""
-    saved = Checkpoint.load(start)
-    model = problem.build_model()
+def as_trained(problem: Problem, start: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return network and optimizer as a checkpoint has them."""
+    saved, model = Checkpoint.load(start), problem.build_model()
     model.load_state_dict(saved.network)
     optimizer = first_optimizer(problem, model)
     optimizer.load_state_dict(saved.optimizer)
+    return model, optimizer
+
+
+def run(problem: Problem, data: Data, start: Path, competitor: str, budget: str, seed: int) -> dict[str, object]:
+    """Finish once, and measure."""
+    model, optimizer = as_trained(problem, start)
     equation = not problem.metric.higher_is_better and "L2 error" in problem.metric.name
     odd, even = (data.test.take(slice(first, None, 2)) for first in (1, 0))
     begin = time.perf_counter()

@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 
 import latephase
-from benchmarks.finishes import first_optimizer
+from benchmarks.finishes import as_trained
 from benchmarks.finishes import run as finish
 from benchmarks.runs import Runs, checkpoint
 from latephase.study.data import Data
 from latephase.study.problems import Problem, find_problem
 from latephase.study.runs.evaluation import evaluate
-from latephase.study.runs.training import Checkpoint
 
 BURGERS, CONVECTION = "benchmarks/equations.py:burgers", "benchmarks/equations.py:convection"
 TRAININGS = {  # epochs of each, and for how many seconds both are given
@@ -39,11 +38,9 @@ ALONE = ("decay", "hessian-free")
 
 def verdict(problem: Problem, data: Data, start: Path) -> dict[str, object]:
     """Ask, and evaluate the network as it is."""
-    saved, model = Checkpoint.load(start), problem.build_model()
-    model.load_state_dict(saved.network)
+    model, optimizer = as_trained(problem, start)
     given = (data.train.inputs, data.train.targets)
-    optimizer, batch = first_optimizer(problem, model), problem.batch_size
-    found = latephase.amenability(model, problem.loss, given, optimizer=optimizer, batch_size=batch)
+    found = latephase.amenability(model, problem.loss, given, optimizer=optimizer, batch_size=problem.batch_size)
     return {
         "amenable": found.amenable,
         "signal": found.signal if math.isfinite(found.signal) else None,

@@ -44,6 +44,14 @@ def test_without_noise_curvature_comes_first_and_may_be_dear(found):
     assert found["decay"].longer is None
 
 
+def test_l_bfgs_may_be_dear_then_too_but_takes_several_iterations_in_a_step_only_where_they_are_cheap():
+    lbfgs = field(batch_size=120)["l-bfgs"]
+    assert lbfgs.dearest == field(batch_size=120)["hessian-free"].dearest
+    assert lbfgs.build(Means(0.3, 124.0)).max_iter == 1
+    assert lbfgs.build(Means(0.3, 126.0)).max_iter == 4  # a gradient each, and one before: 4 % of the budget
+    assert lbfgs.build(Means(0.03, 126.0)).max_iter == 1
+
+
 def test_the_optimizer_goes_on():
     adam = torch.optim.Adam(network().parameters())
     for name in ("decay", "averaging"):

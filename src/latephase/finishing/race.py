@@ -271,12 +271,11 @@ class Race:
     def _go_on_without_a_promise(self, spent: float, left: float) -> None:
         """Spend the rest on what gains late or has taken no step so far, whichever is first; else the race is over."""
         chosen, tried = {phase.candidate for phase in self.phases if not phase.trial}, self._tried()
+        alone = len(self._entries) == 1
         for name, entry in self._entries.items():
             decay_is_worth_it = entry.candidate.restarts and name not in chosen and left >= LONG
             if entry.unknown(left):
-                reason = (
-                    "no trial of it fitted, and nothing promises more" if len(self._entries) > 1 else "the only one"
-                )
+                reason = "the only one" if alone else "no trial of it fitted, and nothing promises more"
                 entry.price, entry.out = 0.0, ""
             elif name in tried and (entry.steady or decay_is_worth_it):
                 reason = "nothing promises more than the best so far; what this gains may come late; "
