@@ -245,6 +245,8 @@ def test_a_late_phase_run_that_diverges_is_in_the_report(tmp_path):
         ),
         ([REFERENCE, "--strategies", "nowhere.py:mine"], "nowhere.py: no such file"),
         ([REFERENCE, "--checkpoint", "9"], "there is no checkpoint '9'; there are: last, all, 1, 2"),
+        ([REFERENCE, "--checkpoint", "1,9"], "there is no checkpoint '9'; there are: last, all, 1, 2"),
+        ([REFERENCE, "--checkpoint", "1,"], "there is no checkpoint ''; there are: last, all, 1, 2"),
         (["fmnist_allcnn", "--data-dir", "nowhere"], "--data-dir"),
     ],
 )

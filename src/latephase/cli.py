@@ -35,7 +35,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 TensorBoard = Annotated[str | None, typer.Option(help="Folder for TensorBoard's logs.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the training.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs of training; by default the problem's.")]
-Checkpoint = Annotated[str, typer.Option(help="From which checkpoints: last, all, or a number.")]
+Checkpoint = Annotated[str, typer.Option(help="From which checkpoints: last, all, or numbers with commas between.")]
 Strategies = Annotated[
     str | None,
     typer.Option(

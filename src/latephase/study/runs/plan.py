@@ -83,7 +83,7 @@ def plan_runs(
     Args:
         store: Holds the training.
         training: A complete training.
-        checkpoint: `"last"`, `"all"` or a number.
+        checkpoint: `"last"`, `"all"`, or numbers with commas between.
         strategies: Names with commas between, see `parse_strategies`; None for all.
         seeds: How many of each.
         budget: Of each.
@@ -113,8 +113,9 @@ def _chosen_checkpoints(there_are: Sequence[int], wanted: str) -> Sequence[int]:
         return there_are
     if wanted == "last":
         return there_are[-1:]
-    if wanted.isdigit() and int(wanted) in there_are:
-        return [int(wanted)]
-    raise ValueError(
-        f"there is no checkpoint {wanted!r}; there are: last, all, {', '.join(str(number) for number in there_are)}"
-    )
+    numbers = {str(number): number for number in there_are}
+    chosen = [part.strip() for part in wanted.split(",")]
+    for part in chosen:
+        if part not in numbers:
+            raise ValueError(f"there is no checkpoint {part!r}; there are: last, all, {', '.join(numbers)}")
+    return sorted({numbers[part] for part in chosen})
