@@ -356,7 +356,7 @@ def test_a_rank_that_dies_ends_the_step_of_the_others_with_an_error(number: int,
     first, second = together(2, tmp_path, dying, number)
     assert isinstance(second, DiedError)
     assert "exit code 3" in str(second)
-    assert first.startswith("RuntimeError: ")
+    assert first.startswith("RankLostError: an exchange of 2 ranks failed; has one died? ")
 
 
 # ---------------------------------------------------------------------- what else a step does

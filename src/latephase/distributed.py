@@ -27,6 +27,10 @@ class RankError(RuntimeError):
     """Another rank failed, or the ranks have parted; the step has changed nothing."""
 
 
+class RankLostError(RankError):
+    """The ranks cannot exchange anything any more, as where one of them has died; the step has changed nothing."""
+
+
 class Ranks(Protocol):
     """Those who take a step together. `what` names an exchange, for errors; all ranks make the same ones."""
 
@@ -220,7 +224,10 @@ class Together:
     def _exchange(self, collective: Callable[[], object]) -> None:
         """Run a collective; where that itself fails there is no one left to tell."""
         over, self._over = self._over, True
-        collective()
+        try:
+            collective()
+        except RuntimeError as error:
+            raise _known(RankLostError(f"an exchange of {self.count} ranks failed; has one died? {error}")) from error
         self._over = over
 
     def _part(self, why: str) -> NoReturn:

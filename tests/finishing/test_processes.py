@@ -1,12 +1,14 @@
 """A finish by several processes, each on its share of the data."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from tests.finishing.tasks import assert_same, examples, network, state
 from tests.pages import DOCS, python
-from tests.ranks import together
+from tests.ranks import DiedError, together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -129,6 +131,39 @@ def test_what_fails_on_one_is_out_on_all(at, tmp_path):
     assert "ArithmeticError: one of them fails" in outcomes[0]
     assert "failed with ArithmeticError" in "".join(phase["outcome"] for phase in phases_too)
     assert [phase["candidate"] for phase in phases] == [phase["candidate"] for phase in phases_too]
+
+
+class Dies(FailsOnce):
+    """A rank that is gone in the middle of a forward pass."""
+
+    def forward(self, x):
+        CALLS.append(0)
+        if len(CALLS) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+def losing_one(rank, at, folder):
+    model = network()
+    model.append(Dies(at if rank == 1 else -1))
+    try:
+        return finished(model, budget="600gradients", process_group="world", out=folder)
+    except RuntimeError as error:
+        return state(model), type(error).__name__, str(error).split(" [")[0]
+
+
+def test_a_process_that_dies_ends_the_finish_which_goes_on_where_it_was(tmp_path):
+    folders = [tmp_path / name for name in ("never", "died", "again")]
+    for folder in folders:
+        folder.mkdir()
+    (expected, phases, _), _ = together(2, folders[0], losing_one, -1, None)
+    (left, *error), dead = together(2, folders[1], losing_one, 250, tmp_path / "finish")
+    assert isinstance(dead, DiedError)
+    assert error == ["RankLostError", "an exchange of 2 ranks failed; has one died?"]
+    assert not torch.equal(left["0.weight"], network().state_dict()["0.weight"])  # the best so far
+    for found, same_phases, _ in together(2, folders[2], losing_one, -1, tmp_path / "finish"):
+        assert_same(found, expected)
+        assert same_phases == phases  # in none of which a strategy is out for what it had no part in
 
 
 def unlike(rank):

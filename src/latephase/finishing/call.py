@@ -86,8 +86,8 @@ def finish(
         TypeError: For an argument of the wrong type, naming it and what is allowed.
         ValueError: For one out of range, likewise; or if the network's score is not finite before the first step.
         RuntimeError: If `torch.distributed` runs several processes and `process_group` names none, or the reverse.
-        RankError: If another process fails in what is no strategy's affair, or the processes do not start from one
-            state.
+        RankError: If another process fails in what is no strategy's affair, or dies, or the processes do not start
+            from one state.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latephase.distributed import Ranks
+from latephase.distributed import RankLostError, Ranks
 from latephase.finishing.candidates import Candidate
 from latephase.finishing.entry import Entry
 from latephase.finishing.phase import Phase, Point
@@ -146,6 +146,8 @@ class Race:
         except TooDearError as error:
             self._drop(spent, f"not tried: {error}")
             self._entry.price = error.share
+        except RankLostError:  # no strategy's fault
+            raise
         except Exception as error:
             self._drop(spent, f"failed with {type(error).__name__}: {error}")
             if all(entry.out for entry in self._entries.values()):  # then it is not the strategies' fault
