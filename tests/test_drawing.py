@@ -78,6 +78,7 @@ def test_each_step_is_another_draw_and_each_seed_too() -> None:
     assert not same(first, next(other))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # PyTorch, where there is one core
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("dataset", [pair(30), Numbers(30)], ids=["tensors", "dataset"])
 def test_a_resumed_run_draws_what_the_undisturbed_one_does(dataset: Any, workers: int) -> None:
