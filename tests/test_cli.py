@@ -263,6 +263,22 @@ def test_a_folder_that_cannot_be_made_is_reported_before_training(tmp_path):
     assert "--out" in result.output
 
 
+def test_status_says_what_a_folder_holds(tmp_path):
+    options = ["--out", tmp_path, "--checkpoint", "1,2", "--seeds", 2, "--budget", "9gradients"]
+    assert invoke("study", REFERENCE, *options, "--strategies", "sgd_tenth").exit_code == 0
+    result = invoke("status", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "toy, training, seed 0: complete, 2 checkpoints" in result.output
+    assert "sgd_tenth 9gradients 2 2" in words(result.output)
+
+
+def test_status_of_a_folder_without_runs_is_refused(tmp_path):
+    result = invoke("status", tmp_path / "not there")
+    assert result.exit_code == 2
+    assert "holds no runs" in words(result.output)
+    assert not (tmp_path / "not there").exists()
+
+
 @pytest.mark.parametrize("command", ["resume", "report"])
 def test_a_folder_without_a_training_is_refused(tmp_path, command):
     result = invoke(command, tmp_path)

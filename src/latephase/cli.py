@@ -123,6 +123,12 @@ def resume(
 
 
 @app.command()
+def status(folder: Folder) -> None:
+    """Say what a folder of runs holds: which are complete, which are not, and why."""
+    Command(Place(folder), quiet=True).status()
+
+
+@app.command()
 def report(
     folder: Folder,
     to: Annotated[str | None, typer.Option(help="Folder to write to; by default the folder of runs.")] = None,

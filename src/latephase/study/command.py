@@ -27,6 +27,7 @@ from latephase.study.runs.store import Store, StoreError
 from latephase.study.show import tables
 from latephase.study.show.figures import save_all
 from latephase.study.show.report import write_report
+from latephase.study.show.status import status_tables
 from latephase.study.threads import threads
 
 
@@ -161,6 +162,16 @@ class Command:
     def results(self) -> Results:
         """Read what the folder holds."""
         return load_results(self._store)
+
+    def status(self) -> None:
+        """Print what the folder holds, and how much of it is complete."""
+        ids = self._store.ids()
+        if not ids:
+            raise typer.BadParameter(f"{self._place.address} holds no runs")
+        statuses = {run: self._store.status(run) for run in ids}
+        trainings = [run for run, status in statuses.items() if isinstance(status.record, Training)]
+        checkpoints = {run: len(self._store.checkpoints(run)) for run in trainings}
+        self.console.print(status_tables(statuses, checkpoints))
 
     def report(self, to: str) -> None:
         """Write the page and the figures."""
