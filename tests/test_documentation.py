@@ -9,15 +9,12 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
 import latephase
 import latephase.curvature
 import latephase.parts
-from latephase.cli import app
 from tests.pages import python
 
 ROOT = Path(__file__).parents[1]
@@ -91,31 +88,6 @@ GENERATED = ROOT / "docs" / "performance.md"
 def test_lines_of_documentation_fit(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert not [number for number, line in enumerate(lines, start=1) if len(line) > 120]
-
-
-COMMANDS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
-
-
-def shell(page: Path) -> Iterator[list[str]]:
-    """The words of every command on a page, in a block or in a line, behind what starts it."""
-    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
-    for line in lines:
-        words = re.sub(r"^(\$ )?(torchrun .*?-m |python -m )?", "", line.partition("#")[0]).split()
-        if words and re.fullmatch(r"latephase|benchmarks\.\w+", words[0]):
-            yield words
-
-
-@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("docs/results/*.md"))], ids=lambda page: page.stem)
-def test_commands_of_the_documentation_exist(page: Path) -> None:
-    for words in shell(page):
-        if words[0] != "latephase":
-            assert (ROOT / (words[0].replace(".", "/") + ".py")).exists(), words
-        elif words[1:] and words[1] != "--help":
-            assert words[1] in COMMANDS, words
-            known = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts}
-            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

@@ -108,15 +108,21 @@ def test_a_folder_of_runs_is_read_as_the_page_reads_it(tmp_path: Path, monkeypat
 # ---------------------------------------------------------------------- commands
 
 
+WITH_COMMANDS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+STARTS = r"torchrun [^`\n]*?-m |python -m "
+
+
 def commands() -> Iterator[tuple[str, str]]:
-    """The page and the text of each command, in blocks and in lines of text."""
-    for page in PAGES:
+    """The page and the text of each command, in blocks and in lines of text, without what starts it."""
+    for page in WITH_COMMANDS:
         text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
             if not language:
-                found = re.findall(r'^latephase (?:"[^"]*"|[^\n"])*', block.replace("\\\n", " "), re.MULTILINE)
+                whole = block.replace("\\\n", " ")
+                found = re.findall(rf'^(?:\$ |{STARTS})?(latephase (?:"[^"]*"|[^\n"])*)', whole, re.MULTILINE)
                 yield from ((name, one) for one in found)
-        yield from ((name, one) for one in re.findall(r"`(latephase [a-z]+ [^`]*)`", text.replace("\n", " ")))
+        found = re.findall(rf"`(?:{STARTS})?(latephase [a-z]+(?: [^`]*)?)`", text.replace("\n", " "))
+        yield from ((name, one) for one in found)
 
 
 @pytest.mark.parametrize(("page", "command"), sorted(set(commands())))
@@ -127,6 +133,8 @@ def test_a_command_is_one_that_there_is(page: str, command: str) -> None:
     assert isinstance(group, TyperGroup)
     name, found, rest = group.resolve_command(group.make_context("latephase", ["--"], resilient_parsing=True), words)
     assert found is not None, name
+    if not rest or "…" in rest:
+        return  # the text speaks of the command, and does not give it
     options = found.make_context(str(name), rest, resilient_parsing=False).params
     problem = options.get("problem")
     if problem is None or ":" in problem or problem == "PROBLEM":
@@ -136,3 +144,11 @@ def test_a_command_is_one_that_there_is(page: str, command: str) -> None:
     assert len(parse_strategies(",".join(named), there, 50_000) if named else []) == len(named)
     if options.get("budget"):
         Budget.parse(options["budget"])
+
+
+BENCHMARKS = {one for page in WITH_COMMANDS for one in re.findall(r"-m benchmarks\.(\w+)", page.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_benchmark_is_one_that_there_is(name: str) -> None:
+    assert (ROOT / "benchmarks" / f"{name}.py").exists()
