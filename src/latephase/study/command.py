@@ -27,7 +27,7 @@ from latephase.study.runs.store import Store, StoreError
 from latephase.study.show import tables
 from latephase.study.show.figures import save_all
 from latephase.study.show.report import write_report
-from latephase.study.show.status import status_tables
+from latephase.study.show.status import fault, status_tables
 from latephase.study.threads import threads
 
 
@@ -198,9 +198,7 @@ class Command:
         """Name those of this command's runs that failed, and end with exit status 1 if any did."""
         failed = {run: status for run in self._made if (status := self._store.status(run)).state != "complete"}
         for run, status in failed.items():
-            title = "unreadable" if status.record is None else status.record.title
-            text = f"{run} ({title}) {status.state}: {status.details.get('error')}"
-            self.console.print(text, style="red", soft_wrap=True, markup=False, highlight=False)
+            self.console.print(fault(run, status), soft_wrap=True)
         if failed:
             raise typer.Exit(1)
 

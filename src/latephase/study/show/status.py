@@ -1,9 +1,8 @@
 """What a folder of runs holds, for the terminal: how many runs are complete, and what the others are."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.console import Group
 from rich.markup import escape
 from rich.padding import Padding
@@ -13,9 +12,10 @@ from rich.text import Text
 from latephase.study.numbers import NONE
 from latephase.study.runs.records import LateRun, Training
 from latephase.study.runs.store import Status
+from latephase.study.show.tables import narrow_table
 from latephase.study.strategies.order import in_order
 
-_STATES = ("complete", "missing", "failed", "damaged")
+_NOT_COMPLETE = ("missing", "failed", "damaged")
 _CALLED = {"missing": "not finished"}  # it has a folder: somebody is at it, or was interrupted
 
 
@@ -39,7 +39,7 @@ def status_tables(statuses: Mapping[str, Status], checkpoints: Mapping[str, int]
     for training, own in runs.items():
         heading = _heading(training, statuses.get(training), checkpoints.get(training, 0))
         parts.append(Padding(Group(heading, *([_runs_table(own)] if own else [])), (0, 0, 1, 0)))
-    return Group(*parts, *(_fault(run, status) for run, status in statuses.items() if "error" in status.details))
+    return Group(*parts, *(fault(run, status) for run, status in statuses.items() if "error" in status.details))
 
 
 def _heading(training: str, status: Status | None, checkpoints: int) -> Text:
@@ -52,29 +52,28 @@ def _heading(training: str, status: Status | None, checkpoints: int) -> Text:
 
 def _runs_table(runs: Sequence[tuple[LateRun, str]]) -> Table:
     """Return a row for each strategy and budget, and a column for each checkpoint."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    states: defaultdict[tuple[str, str, int], Counter[str]] = defaultdict(Counter)
+    for record, state in runs:
+        states[record.strategy, record.budget, record.checkpoint][state] += 1
+    rows = sorted({(strategy, budget) for strategy, budget, _ in states})
+    numbers = sorted({number for *_, number in states})
+    table = narrow_table()
     table.add_column("complete runs from checkpoint")
-    table.add_column("budget", justify="right")
-    numbers = sorted({record.checkpoint for record, _ in runs})
-    for number in numbers:
-        table.add_column(str(number), justify="right")
-    budgets = {(record.strategy, record.budget) for record, _ in runs}
-    order = in_order(strategy for strategy, _ in sorted(budgets))
-    for strategy, budget in sorted(budgets, key=lambda row: (order.index(row[0]), row[1])):
-        states = {number: Counter[str]() for number in numbers}
-        for record, state in runs:
-            if (record.strategy, record.budget) == (strategy, budget):
-                states[record.checkpoint][state] += 1
-        table.add_row(escape(strategy), budget, *map(_cell, states.values()))
+    for header in ("budget", *map(str, numbers)):
+        table.add_column(header, justify="right")
+    order = in_order(strategy for strategy, _ in rows)
+    for strategy, budget in sorted(rows, key=lambda row: order.index(row[0])):
+        table.add_row(escape(strategy), budget, *(_cell(states[strategy, budget, number]) for number in numbers))
     return table
 
 
 def _cell(states: Counter[str]) -> str:
     """Return what there is of one strategy from one checkpoint: `2`, or `1, 1 failed`."""
-    others = [f"{states[state]} {_CALLED.get(state, state)}" for state in _STATES[1:] if states[state]]
+    others = [f"{states[state]} {_CALLED.get(state, state)}" for state in _NOT_COMPLETE if states[state]]
     return ", ".join([str(states["complete"]), *others]) if states else NONE
 
 
-def _fault(run: str, status: Status) -> Text:
+def fault(run: str, status: Status) -> Text:
+    """Return what went wrong with a run, by its id."""
     title = "unreadable" if status.record is None else status.record.title
-    return Text(f"{run} ({title}) {status.state}: {status.details['error']}", style="red")
+    return Text(f"{run} ({title}) {status.state}: {status.details.get('error')}", style="red")

@@ -31,13 +31,18 @@ _EXPLANATION = (
 )
 
 
+def narrow_table(title: str | None = None) -> Table:
+    """Return a table without columns yet, in which many fit a small terminal."""
+    return Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False, pad_edge=False
+    )
+
+
 def _checkpoint_table(rows: pd.DataFrame) -> Table:
     first = rows.iloc[0]
     budget = f"{amount_text(first['budget'], first['unit'])} {SPENT[first['unit']]}"
     title = f"{escape(first['problem'])}, checkpoint {first['checkpoint']}: {budget} each"
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False, pad_edge=False
-    )
+    table = narrow_table(title)
     table.add_column("strategy", vertical="bottom")
     for header in ("best\ntrain loss", f"best test\n{first['metric']}", "loss\nscore", "test\nscore", "time"):
         table.add_column(header, justify="right", vertical="bottom")
